@@ -1,0 +1,209 @@
+//! The only file that prints. stdout carries data: one digest or reference, or one JSON document. Everything else goes
+//! to stderr: status lines with Cargo's 12-column verbs, progress bars on a terminal, errors.
+
+use std::borrow::Cow;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use crate::error::Failure;
+
+/// What goes to stdout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Format {
+    /// One line that other programs can take, such as a digest.
+    #[default]
+    Human,
+    /// One JSON document.
+    Json,
+}
+
+/// Whether stderr has colours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Color {
+    /// On a terminal, unless `NO_COLOR` is set.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// Where and how much is printed.
+#[derive(Debug, Clone, Copy)]
+pub struct Console {
+    format: Format,
+    quiet: bool,
+    verbose: bool,
+    color: bool,
+    bars: bool,
+}
+
+impl Console {
+    /// Decides everything about printing, once.
+    #[must_use]
+    pub fn new(format: Format, quiet: bool, verbose: bool, color: Color, no_color: bool) -> Self {
+        let terminal = io::stderr().is_terminal();
+        let color = match color {
+            Color::Auto => terminal && !no_color,
+            Color::Always => true,
+            Color::Never => false,
+        };
+        Self { format, quiet, verbose, color, bars: terminal && !quiet }
+    }
+
+    /// Whether stdout is to carry JSON.
+    #[must_use]
+    pub fn is_json(&self) -> bool {
+        self.format == Format::Json
+    }
+
+    /// Whether details were asked for.
+    #[must_use]
+    pub fn is_verbose(&self) -> bool {
+        self.verbose
+    }
+
+    /// A line such as `   Verifying digits (2 files, 21 kB)`.
+    pub fn status(&self, verb: &str, message: impl AsRef<str>) {
+        if !self.quiet {
+            self.line("32;1", &format!("{verb:>12}"), message.as_ref());
+        }
+    }
+
+    /// A status line that only `-v` shows.
+    pub fn detail(&self, verb: &str, message: impl FnOnce() -> String) {
+        if self.verbose {
+            self.line("36;1", &format!("{verb:>12}"), &message());
+        }
+    }
+
+    /// Something that is not wrong enough to stop.
+    pub fn warn(&self, message: &str, help: Option<&str>) {
+        if self.quiet {
+            return;
+        }
+        self.line("33;1", "warning:", message);
+        if let Some(help) = help {
+            self.line("36;1", "  help:", help);
+        }
+    }
+
+    /// Prints a failure: message, causes, details, help.
+    pub fn error(&self, failure: &Failure) {
+        self.line("31;1", "error:", &failure.message);
+        for cause in failure.causes() {
+            for (index, line) in cause.trim_end().lines().enumerate() {
+                self.line("", if index == 0 { "  caused by:" } else { "            " }, line);
+            }
+        }
+        for line in failure.details.iter().flat_map(|detail| detail.lines()) {
+            self.line("", " ", line);
+        }
+        if let Some(help) = &failure.help {
+            self.line("36;1", "  help:", help);
+        }
+        if self.is_json() {
+            let causes: Vec<_> = failure.causes().collect();
+            self.json(&serde_json::json!({ "ok": false, "error": {
+                "code": failure.kind as u8, "message": failure.message, "causes": causes,
+                "details": failure.details, "help": failure.help,
+            }}));
+        }
+    }
+
+    #[expect(clippy::print_stderr, reason = "this is the file that prints")]
+    fn line(&self, style: &str, lead: &str, message: &str) {
+        let message = printable(message);
+        if self.color && !style.is_empty() {
+            eprintln!("\x1b[{style}m{lead}\x1b[0m {message}");
+        } else {
+            eprintln!("{lead} {message}");
+        }
+    }
+
+    /// The one line of data of a command, unless JSON is wanted.
+    pub fn data(&self, line: &str) {
+        if !self.is_json() {
+            self.out(line);
+        }
+    }
+
+    /// The one JSON document of a command, if JSON is wanted.
+    pub fn json(&self, document: &impl Serialize) {
+        if self.is_json() {
+            // Our own values: numbers, texts and lists of them always serialise.
+            self.out(&serde_json::to_string_pretty(document).unwrap_or_default());
+        }
+    }
+
+    /// A text for stdout as it is, in both formats: what a command was asked to print.
+    pub fn out(&self, text: &str) {
+        // A closed pipe (`… | head -n 1`) is the reader's decision, not an error.
+        let _ = writeln!(io::stdout().lock(), "{text}");
+    }
+
+    /// A bar over `total` bytes; one plain line where there is no terminal.
+    #[must_use]
+    pub fn progress(&self, verb: &str, message: &str, total: u64) -> Progress {
+        if !self.bars {
+            self.status(verb, message);
+            return Progress(ProgressBar::hidden());
+        }
+        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+        let color = if self.color { ".green.bold" } else { "" };
+        let template = format!("{{prefix:>12{color}}} [{{bar:24}}] {{bytes}}/{{total_bytes}} {{bytes_per_sec}} {{msg}}");
+        if let Ok(style) = ProgressStyle::with_template(&template) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar.set_prefix(verb.to_owned());
+        bar.set_message(printable(message).into_owned());
+        bar.enable_steady_tick(Duration::from_millis(200));
+        Progress(bar)
+    }
+}
+
+/// The progress of one long work. Threads share it.
+#[derive(Debug)]
+pub struct Progress(ProgressBar);
+
+impl Progress {
+    /// So many bytes more are done.
+    pub fn add(&self, bytes: u64) {
+        self.0.inc(bytes);
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// Control characters escaped: names and messages from outside cannot move the cursor or colour the log.
+fn printable(text: &str) -> Cow<'_, str> {
+    let hostile = |c: char| (c.is_control() && c != '\t') || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    if !text.contains(hostile) {
+        return Cow::Borrowed(text);
+    }
+    let mut safe = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if hostile(c) { safe.extend(c.escape_unicode()) } else { safe.push(c) }
+    }
+    Cow::Owned(safe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_are_escaped() {
+        assert_eq!(printable("plain é\ttab"), "plain é\ttab");
+        assert_eq!(printable("a\x1b[31mb\r"), "a\\u{1b}[31mb\\u{d}");
+        assert_eq!(printable("a\u{202e}b"), "a\\u{202e}b");
+    }
+}
