@@ -34,6 +34,7 @@ pub enum Color {
 
 /// Where and how much is printed.
 #[derive(Debug, Clone, Copy)]
+#[expect(clippy::struct_excessive_bools, reason = "four independent decisions, taken once")]
 pub struct Console {
     format: Format,
     quiet: bool,
@@ -106,12 +107,9 @@ impl Console {
         if let Some(help) = &failure.help {
             self.line("36;1", "  help:", help);
         }
-        if self.is_json() {
-            let causes: Vec<_> = failure.causes().collect();
-            self.json(&serde_json::json!({ "ok": false, "error": {
-                "code": failure.kind as u8, "message": failure.message, "causes": causes,
-                "details": failure.details, "help": failure.help,
-            }}));
+        match &failure.document {
+            Some(document) => self.json(document),
+            None => self.json(&serde_json::json!({ "ok": false, "error": failure.to_json() })),
         }
     }
 
@@ -155,7 +153,8 @@ impl Console {
         }
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
         let color = if self.color { ".green.bold" } else { "" };
-        let template = format!("{{prefix:>12{color}}} [{{bar:24}}] {{bytes}}/{{total_bytes}} {{bytes_per_sec}} {{msg}}");
+        let template =
+            format!("{{prefix:>12{color}}} [{{bar:24}}] {{bytes}}/{{total_bytes}} {{bytes_per_sec}} {{msg}}");
         if let Ok(style) = ProgressStyle::with_template(&template) {
             bar.set_style(style.progress_chars("=> "));
         }
@@ -185,7 +184,10 @@ impl Drop for Progress {
 
 /// Control characters escaped: names and messages from outside cannot move the cursor or colour the log.
 fn printable(text: &str) -> Cow<'_, str> {
-    let hostile = |c: char| (c.is_control() && c != '\t') || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let hostile = |c: char| {
+        (c.is_control() && c != '\t')
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
     if !text.contains(hostile) {
         return Cow::Borrowed(text);
     }

@@ -4,6 +4,8 @@
 use std::error::Error;
 use std::fmt;
 
+use serde_json::{Value, json};
+
 /// The result of every stage.
 pub type Result<T> = std::result::Result<T, Failure>;
 
@@ -48,12 +50,14 @@ pub struct Failure {
     pub cause: Option<Box<dyn Error + Send + Sync>>,
     /// One next step, as a command where there is one.
     pub help: Option<String>,
+    /// What a command prints in JSON beside the error.
+    pub document: Option<Value>,
 }
 
 impl Failure {
     /// A failure with this message and nothing else.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), details: Vec::new(), cause: None, help: None }
+        Self { kind, message: message.into(), details: Vec::new(), cause: None, help: None, document: None }
     }
 
     /// Adds the next step.
@@ -77,17 +81,39 @@ impl Failure {
         self
     }
 
+    /// Adds the JSON document of the command, which gets the error in its key `error`.
+    #[must_use]
+    pub fn document(mut self, mut document: Value) -> Self {
+        document["error"] = self.to_json();
+        self.document = Some(document);
+        self
+    }
+
+    /// The failure in JSON output.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        json!({
+            "code": self.kind as u8, "message": self.message, "causes": self.causes(), "details": self.details, "help": self.help,
+        })
+    }
+
     /// The causes, outermost first.
-    pub fn causes(&self) -> impl Iterator<Item = String> {
-        let first = self.cause.as_deref().map(|cause| cause as &dyn Error);
-        std::iter::successors(first, |cause| cause.source()).map(ToString::to_string)
+    #[must_use]
+    pub fn causes(&self) -> Vec<String> {
+        let mut causes = Vec::new();
+        let mut next = self.cause.as_deref().map(|cause| cause as &dyn Error);
+        while let Some(cause) = next {
+            causes.push(cause.to_string());
+            next = cause.source();
+        }
+        causes
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)?;
-        self.causes().try_for_each(|cause| write!(f, ": {cause}"))
+        self.causes().iter().try_for_each(|cause| write!(f, ": {cause}"))
     }
 }
 

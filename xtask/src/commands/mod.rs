@@ -1,0 +1,5 @@
+//! One file a command: the only files that know the order of the stages.
+
+pub mod image;
+pub mod lock;
+pub mod verify_models;

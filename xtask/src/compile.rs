@@ -1,0 +1,195 @@
+//! The app, compiled the same way everywhere: locked dependencies, an explicit target, static, no path of this machine
+//! in it, and no variable of the environment that could change a byte.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use model_lock::LockedLayer;
+use xshell::{Shell, cmd};
+
+use crate::console::Console;
+use crate::declare::{Declaration, DeclaredImage};
+use crate::error::{Failure, Kind, OrFail as _, Result};
+use crate::oci::layer::Recipe;
+use crate::oci::spec::Platform;
+use crate::oci::tar;
+use crate::plan::AppPlan;
+
+/// The compiled program.
+#[derive(Debug, Clone)]
+pub struct AppBinary {
+    /// Where it is.
+    pub at: PathBuf,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// Cargo and its flags for the network.
+#[derive(Debug, Clone, Default)]
+pub struct Cargo {
+    /// The program to call.
+    pub program: PathBuf,
+    /// The environment of this process: [`compile`] hands on only what [`hands_on`] names.
+    pub environment: BTreeMap<OsString, OsString>,
+    /// Whether Cargo may use the network.
+    pub offline: bool,
+}
+
+/// Variables that compiling needs and that reach no byte: where tools and registries are and how they are reached.
+/// Compilers and linkers for other targets are among them: naming one is how cross compiling is set up.
+fn hands_on(name: &str) -> bool {
+    const NAMES: [&str; 19] = [
+        "PATH",
+        "HOME",
+        "USER",
+        "TMPDIR",
+        "TERM",
+        "CARGO_HOME",
+        "RUSTUP_HOME",
+        "RUSTUP_TOOLCHAIN",
+        "RUSTUP_AUTO_INSTALL",
+        "LD_LIBRARY_PATH",
+        "SSH_AUTH_SOCK",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+        "CARGO_BUILD_JOBS",
+        "NUM_JOBS",
+        "HTTP_TIMEOUT",
+        "GIT_SSH_COMMAND",
+        "CC",
+        "AR",
+    ];
+    const PREFIXES: [&str; 7] =
+        ["CARGO_REGISTR", "CARGO_NET_", "CARGO_HTTP_", "CARGO_SOURCE_", "CC_", "AR_", "RUSTUP_DIST"];
+    NAMES.contains(&name)
+        || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+        || name.to_ascii_lowercase().ends_with("_proxy")
+        || (name.starts_with("CARGO_TARGET_") && name.ends_with("_LINKER"))
+}
+
+/// The target triple for `platform`: the declared one, else musl where its standard library is installed, else GNU.
+pub fn target(declared: Option<&str>, platform: &Platform) -> Result<String> {
+    let Some((_, arch)) = ARCHITECTURES.iter().find(|(oci, _)| *oci == platform.architecture) else {
+        let known: Vec<_> = ARCHITECTURES.iter().map(|(oci, _)| format!("linux/{oci}")).collect();
+        return Err(Failure::new(Kind::Usage, format!("no target is known for the platform `{platform}`"))
+            .help(format!("known are {}", known.join(", "))));
+    };
+    if let Some(declared) = declared {
+        if declared.split('-').next() != Some(arch) {
+            return Err(Failure::new(
+                Kind::Usage,
+                format!("the declared target `{declared}` is not for the platform `{platform}`"),
+            )
+            .help("remove `target` from `[package.metadata.image]`, or choose the platform with `--platform`"));
+        }
+        return Ok(declared.to_owned());
+    }
+    let musl = format!("{arch}-unknown-linux-musl");
+    Ok(if is_installed(&musl) { musl } else { format!("{arch}-unknown-linux-gnu") })
+}
+
+/// OCI's names (Go's GOARCH) and Rust's.
+const ARCHITECTURES: [(&str, &str); 5] = [
+    ("amd64", "x86_64"),
+    ("arm64", "aarch64"),
+    ("riscv64", "riscv64gc"),
+    ("ppc64le", "powerpc64le"),
+    ("s390x", "s390x"),
+];
+
+/// The platform of this machine, with Linux for an operating system.
+#[must_use]
+pub fn host_platform() -> Platform {
+    let arch = std::env::consts::ARCH;
+    let known = ARCHITECTURES.iter().find(|(_, rust)| rust.trim_end_matches("gc") == arch);
+    Platform::linux(known.map_or(arch, |(oci, _)| oci))
+}
+
+fn is_installed(target: &str) -> bool {
+    let Ok(shell) = Shell::new() else { return false };
+    let folder = cmd!(shell, "rustc --print target-libdir --target {target}").quiet().ignore_stderr().read();
+    folder.is_ok_and(|folder| Path::new(folder.trim()).is_dir())
+}
+
+/// Compiles the app of `image` for `target`. What Cargo says goes to stderr.
+pub fn compile(
+    declaration: &Declaration,
+    image: &DeclaredImage,
+    target: &str,
+    cargo: &Cargo,
+    console: &Console,
+) -> Result<AppBinary> {
+    let (package, bin) = (&image.package, &image.bin);
+    console.status("Compiling", format!("{package} ({target})"));
+    let shell = Shell::new().or_fail(Kind::Program, || "failed to prepare a call of `cargo`".to_owned())?;
+    shell.change_dir(&declaration.root);
+    // A folder of its own: other flags than those of everyday builds would make the two undo each other.
+    let folder = declaration.target_dir.join("image").join("cargo");
+    let program = &cargo.program;
+    let offline = cargo.offline.then_some("--offline");
+    let quiet = (!console.is_verbose()).then_some("--quiet");
+    let mut command = cmd!(
+        shell,
+        "{program} build {quiet...} --locked {offline...} --release --package {package} --bin {bin} --target {target} --target-dir {folder}"
+    );
+    command = command.env_clear().quiet();
+    for (name, value) in &cargo.environment {
+        if name.to_str().is_some_and(hands_on) {
+            command = command.env(name, value);
+        }
+    }
+    command = command.env("CARGO_ENCODED_RUSTFLAGS", flags(declaration, cargo, &folder).join("\x1f"));
+    command = command.env("CARGO_INCREMENTAL", "0").env("LC_ALL", "C").env("TZ", "UTC");
+    if command.ignore_status().output_to_stderr()? {
+        let at = folder.join(target).join("release").join(bin);
+        let metadata = at.metadata().or_fail(Kind::Io, || format!("failed to read `{}`", at.display()))?;
+        return Ok(AppBinary { at, size: metadata.len() });
+    }
+    Err(Failure::new(Kind::Program, format!("failed to compile `{package}` for `{target}`"))
+        .help(format!("see what Cargo says above; is the target there? `rustup target add {target}`")))
+}
+
+/// Static, and the three places that compilers write into programs under names that are the same everywhere. The last
+/// remapping that fits wins, so the target folder, which is mostly inside the workspace, comes last.
+fn flags(declaration: &Declaration, cargo: &Cargo, folder: &Path) -> Vec<String> {
+    let variable = |name: &str| cargo.environment.get(std::ffi::OsStr::new(name)).map(PathBuf::from);
+    let home = variable("CARGO_HOME").or_else(|| variable("HOME").map(|home| home.join(".cargo"))).unwrap_or_default();
+    let remap = |from: &Path, to: &str| format!("--remap-path-prefix={}={to}", from.display());
+    let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
+    if home.is_absolute() {
+        flags.push(remap(&home, "/cargo"));
+    }
+    flags.push(remap(&declaration.root, "/src"));
+    flags.push(remap(folder, "/target"));
+    flags
+}
+
+/// Runs a command with its output on stderr, so that stdout keeps to data.
+trait OutputToStderr {
+    fn output_to_stderr(self) -> Result<bool>;
+}
+
+impl OutputToStderr for xshell::Cmd<'_> {
+    fn output_to_stderr(self) -> Result<bool> {
+        let name = self.to_string();
+        let mut command: std::process::Command = self.into();
+        command.stdin(std::process::Stdio::null()).stdout(std::io::stderr());
+        let status = command.status().or_fail(Kind::Program, || format!("failed to run `{name}`"))?;
+        Ok(status.success())
+    }
+}
+
+/// The app's layer: the program, and the targets of all models as folders, so that a mount finds its place in an image
+/// that cannot be written to. It is the same whether models are embedded or mounted.
+#[must_use]
+pub fn app_recipe(app: &AppPlan, binary: &AppBinary) -> Recipe {
+    Recipe::new(&[(app.path.clone(), tar::Kind::Program(binary.size))], &app.folders)
+}
+
+/// Digest and size of the app's layer.
+pub fn app_layer(app: &AppPlan, binary: &AppBinary) -> Result<LockedLayer> {
+    app_recipe(app, binary)
+        .stream(|_| std::fs::File::open(&binary.at), std::io::sink())
+        .or_fail(Kind::Io, || format!("failed to read `{}`", binary.at.display()))
+}

@@ -1,0 +1,175 @@
+//! The command line and the environment: the only file that reads either.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::compile::Cargo;
+use crate::console::{Color, Console, Format};
+use crate::declare::Strategy;
+use crate::error::{Kind, OrFail as _, Result};
+use crate::oci::reference::Reference;
+use crate::oci::spec::Platform;
+
+/// Reproducible ML images from a Cargo workspace.
+///
+/// Models are declared in Cargo.toml and pinned in models.lock. They reach a container as layers of its image (embed) or
+/// as a mount, without a change to the app.
+///
+/// Exit codes: 0 yes; 1 a check found a disagreement (bytes, drift, a stale lock); 2 it could not be told or done.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version, max_term_width = 100)]
+pub struct Flags {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Flags of every command.
+    #[command(flatten)]
+    pub global: Global,
+}
+
+/// Flags of every command.
+#[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "flags are")]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// Fail if models.lock or Cargo.lock would change
+    #[arg(long, global = true)]
+    locked: bool,
+    /// Do not use the network
+    #[arg(long, global = true)]
+    offline: bool,
+    /// Both `--locked` and `--offline`
+    #[arg(long, global = true)]
+    frozen: bool,
+    /// What goes to stdout
+    #[arg(long, global = true, value_enum, default_value_t)]
+    format: Format,
+    /// Print no status lines
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    /// Print details
+    #[arg(short, long, global = true, conflicts_with = "quiet")]
+    verbose: bool,
+    /// Colours on stderr
+    #[arg(long, global = true, value_enum, default_value_t)]
+    color: Color,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Resolve and hash what is declared, and write models.lock
+    Lock(Lock),
+    /// Read every byte of every model and compare it with models.lock
+    VerifyModels(VerifyModels),
+    /// Render the Dockerfile, build the image and print its digest
+    Image(Image),
+}
+
+/// `cargo xtask lock`.
+#[derive(Debug, Args)]
+pub struct Lock {
+    /// Only compare: exit 1 if models.lock would change
+    #[arg(long)]
+    pub check: bool,
+}
+
+/// `cargo xtask verify-models`.
+#[derive(Debug, Args)]
+pub struct VerifyModels {
+    /// Only these models [default: all]
+    #[arg(value_name = "MODEL")]
+    pub models: Vec<String>,
+}
+
+/// `cargo xtask image`.
+#[derive(Debug, Args)]
+pub struct Image {
+    /// How models reach the container.
+    #[command(flatten)]
+    pub mode: Mode,
+    /// The package to make an image of [default: the one that declares an image]
+    #[arg(short, long, value_name = "PKG")]
+    pub package: Option<String>,
+    /// Only compare the Dockerfile with what would be rendered
+    #[arg(long, conflicts_with_all = ["dry_run", "print_digest", "output"])]
+    pub check: bool,
+    /// Print the plan and build nothing
+    #[arg(long, conflicts_with_all = ["print_digest", "output"])]
+    pub dry_run: bool,
+    /// Print the digest that the image would have, without a model byte and without writing anything but the app
+    #[arg(long, conflicts_with = "output")]
+    pub print_digest: bool,
+    /// The image's name [default: PKG:embed or PKG:mount]
+    #[arg(long, value_name = "REF")]
+    pub tag: Option<Reference>,
+    /// Write the image there instead: a folder, or an archive if the name ends with `.tar`
+    #[arg(long, value_name = "PATH")]
+    pub output: Option<PathBuf>,
+    /// What the image runs on, as in `linux/arm64` [default: Linux on this machine's processor]
+    #[arg(long)]
+    pub platform: Option<Platform>,
+}
+
+/// How models that state no strategy reach the container.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct Mode {
+    /// Models become layers of the image
+    #[arg(long)]
+    embed: bool,
+    /// Models stay outside; the image has the code only
+    #[arg(long)]
+    mount: bool,
+}
+
+impl Mode {
+    /// The strategy.
+    #[must_use]
+    pub fn strategy(&self) -> Strategy {
+        if self.embed { Strategy::Embed } else { Strategy::Mount }
+    }
+}
+
+impl Global {
+    /// Whether nothing that is locked may change.
+    #[must_use]
+    pub fn locked(&self) -> Option<&'static str> {
+        match (self.locked, self.frozen) {
+            (true, _) => Some("--locked"),
+            (_, true) => Some("--frozen"),
+            _ => None,
+        }
+    }
+
+    /// How things are printed.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "this is where flags are read")]
+    pub fn console(&self) -> Console {
+        let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        Console::new(self.format, self.quiet, self.verbose, self.color, no_color)
+    }
+
+    /// The Cargo that runs this program, and the environment to compile in.
+    #[must_use]
+    pub fn cargo(&self) -> Cargo {
+        let environment: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
+        let program = environment.get(std::ffi::OsStr::new("CARGO")).map_or_else(|| "cargo".into(), PathBuf::from);
+        Cargo { program, environment, offline: self.offline || self.frozen }
+    }
+}
+
+/// `SOURCE_DATE_EPOCH` (<https://reproducible-builds.org/specs/source-date-epoch/>): whole seconds since 1970.
+#[expect(clippy::disallowed_methods, reason = "this is where flags are read")]
+pub fn source_date_epoch() -> Result<Option<u64>> {
+    let Some(value) = std::env::var_os("SOURCE_DATE_EPOCH").filter(|value| !value.is_empty()) else { return Ok(None) };
+    let text = value.to_string_lossy();
+    let seconds = text.parse::<u64>().ok().filter(|seconds| *seconds < 253_402_300_800);
+    seconds
+        .map(Some)
+        .ok_or("it is not a whole number of seconds since 1970")
+        .or_fail(Kind::Usage, || format!("failed to read `SOURCE_DATE_EPOCH={}`", text.escape_debug()))
+}
