@@ -22,6 +22,14 @@ pub struct Rendered {
     pub ignore_text: String,
 }
 
+impl Rendered {
+    /// Both files: names and texts.
+    #[must_use]
+    pub fn files(&self) -> [(&str, &str); 2] {
+        [(&self.name, &self.text), (&self.ignore_name, &self.ignore_text)]
+    }
+}
+
 /// The name of the Dockerfile for `mode`.
 #[must_use]
 pub fn name(mode: Strategy) -> String {

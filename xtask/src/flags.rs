@@ -10,6 +10,7 @@ use crate::compile::Cargo;
 use crate::console::{Color, Console, Format};
 use crate::declare::Strategy;
 use crate::error::{Kind, OrFail as _, Result};
+use crate::mounts::KubernetesVolume;
 use crate::oci::reference::Reference;
 use crate::oci::spec::Platform;
 
@@ -109,6 +110,12 @@ pub struct Image {
     /// Write the image there instead: a folder, or an archive if the name ends with `.tar`
     #[arg(long, value_name = "PATH")]
     pub output: Option<PathBuf>,
+    /// Also write the model image: the mounted models' layers, for image volumes and `--mount type=image`
+    #[arg(long, conflicts_with = "output")]
+    pub model_image: bool,
+    /// Where kubernetes.yaml takes mounted models from
+    #[arg(long, value_name = "VOLUME", value_enum, default_value_t)]
+    pub kubernetes: KubernetesVolume,
     /// What the image runs on, as in `linux/arm64` [default: Linux on this machine's processor]
     #[arg(long)]
     pub platform: Option<Platform>,

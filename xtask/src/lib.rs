@@ -19,6 +19,7 @@ pub mod error;
 pub mod flags;
 pub mod git;
 pub mod lockfile;
+pub mod mounts;
 pub mod oci;
 pub mod plan;
 pub mod resolve;

@@ -42,6 +42,8 @@ pub struct ImagePlan {
     pub builder: Reference,
     /// The layers of embedded models, lowest first. They lie below the code, which changes more often.
     pub model_layers: Vec<ModelLayer>,
+    /// The models that stay outside, sorted by name.
+    pub mounted: Vec<LockedModel>,
     /// The layer with the program.
     pub app: AppPlan,
     /// Numeric `uid:gid`.
@@ -128,13 +130,13 @@ pub fn is_embedded(model: &DeclaredModel, mode: Strategy) -> bool {
 pub fn plan(input: Input<'_>) -> Result<ImagePlan> {
     let Input { image, models, lock, mode, platform, commit, epoch, members } = input;
     let mut model_layers = Vec::new();
-    for (_, locked) in models.iter().filter(|(model, _)| is_embedded(model, mode)) {
-        model_layers.extend(locked.layers().into_iter().map(|(layer, files)| ModelLayer {
-            model: locked.name.clone(),
-            target: locked.target.clone(),
-            layer,
-            files: files.into_iter().cloned().collect(),
-        }));
+    let mut mounted = Vec::new();
+    for (model, locked) in models {
+        if is_embedded(model, mode) {
+            model_layers.extend(layers_of(locked));
+        } else {
+            mounted.push((*locked).clone());
+        }
     }
     let count = model_layers.len() + 1;
     if count > MAX_LAYERS {
@@ -175,6 +177,7 @@ pub fn plan(input: Input<'_>) -> Result<ImagePlan> {
             path: path.clone(),
         },
         model_layers,
+        mounted,
         user: image.user.clone(),
         env,
         healthcheck: image
@@ -187,6 +190,18 @@ pub fn plan(input: Input<'_>) -> Result<ImagePlan> {
         created: epoch.or(commit.map(|commit| commit.time)).unwrap_or(0),
         members: members.iter().map(|member| (member.clone(), compiled.contains(&member.name.as_str()))).collect(),
     })
+}
+
+/// The layers of a model.
+#[must_use]
+pub fn layers_of(locked: &LockedModel) -> Vec<ModelLayer> {
+    let layer = |(layer, files): (LockedLayer, Vec<&LockedFile>)| ModelLayer {
+        model: locked.name.clone(),
+        target: locked.target.clone(),
+        layer,
+        files: files.into_iter().cloned().collect(),
+    };
+    locked.layers().into_iter().map(layer).collect()
 }
 
 /// The package and the members that it depends on, directly or not.

@@ -2,4 +2,5 @@
 
 pub mod image;
 pub mod lock;
+pub mod prepare;
 pub mod verify_models;

@@ -4,9 +4,9 @@
 use model_lock::{Digest, LockedLayer};
 
 use super::spec::{
-    CONFIG, Config, Descriptor, Empty, Execution, Healthcheck, History, MANIFEST, Manifest, RootFs, rfc3339,
+    CONFIG, Config, Descriptor, Empty, Execution, Healthcheck, History, MANIFEST, Manifest, Platform, RootFs, rfc3339,
 };
-use crate::plan::ImagePlan;
+use crate::plan::{ImagePlan, layers_of};
 
 /// An image: its documents as bytes, and the descriptors that name everything.
 #[derive(Debug, Clone)]
@@ -28,12 +28,36 @@ pub struct Image {
 pub fn assemble(plan: &ImagePlan, app: LockedLayer) -> Image {
     let models = plan.model_layers.iter().map(|layer| (layer.layer, format!("model {}", layer.model)));
     let layers: Vec<_> = models.chain([(app, format!("app {}", plan.package))]).collect();
-    let created = rfc3339(plan.created);
+    build(&plan.platform, plan.created, execution(plan), layers)
+}
+
+/// Assembles the image that holds nothing but the layers of the plan's mounted models, the same ones that an embedded
+/// image has. It serves `--mount type=image`, image volumes and modelcars, and stays as it is until a model changes:
+/// neither the commit nor its time is in it.
+#[must_use]
+pub fn assemble_models(plan: &ImagePlan) -> Image {
+    let layers = plan.mounted.iter().flat_map(layers_of).map(|layer| (layer.layer, format!("model {}", layer.model)));
+    let titled = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
+    let title = format!("{}-models", plan.package);
+    let config = Execution {
+        user: plan.user.clone(),
+        exposed_ports: [].into(),
+        env: Vec::new(),
+        entrypoint: Vec::new(),
+        healthcheck: None,
+        working_dir: "/".to_owned(),
+        labels: [("org.opencontainers.image.title", title.as_str())].map(titled).into(),
+    };
+    build(&plan.platform, 0, config, layers.collect())
+}
+
+fn build(platform: &Platform, created: u64, execution: Execution, layers: Vec<(LockedLayer, String)>) -> Image {
+    let created = rfc3339(created);
     let config = Config {
         created: created.clone(),
-        architecture: plan.platform.architecture.clone(),
-        os: plan.platform.os.clone(),
-        config: execution(plan),
+        architecture: platform.architecture.clone(),
+        os: platform.os.clone(),
+        config: execution,
         rootfs: RootFs {
             kind: "layers",
             diff_ids: layers.iter().map(|(layer, _)| layer.digest).collect::<Vec<Digest>>(),
@@ -54,7 +78,7 @@ pub fn assemble(plan: &ImagePlan, app: LockedLayer) -> Image {
     };
     let manifest_bytes = to_bytes(&manifest);
     let mut manifest = Descriptor::of(MANIFEST, &manifest_bytes);
-    manifest.platform = Some(plan.platform.clone());
+    manifest.platform = Some(platform.clone());
     Image { manifest, manifest_bytes, config, config_bytes, layers }
 }
 

@@ -2,7 +2,7 @@
 //! beside `index.json` it has Docker's `manifest.json`, without which older engines and graph-driver stores refuse it.
 //!
 //! ```text
-//! oci-layout            {"imageLayoutVersion":"1.0.0"}
+//! oci-layout            the first thing written: what marks the folder as a layout
 //! index.json            the last thing written: until then the layout is what it was
 //! manifest.json         the same image for `docker load`
 //! blobs/sha256/<hex>    written as .<hex>.tmp, synced, renamed; read-only
@@ -53,16 +53,18 @@ impl Layout {
         };
         match fs::symlink_metadata(folder) {
             Ok(metadata) if !metadata.is_dir() => return refuse("is not a folder"),
-            Ok(_) if folder.join("oci-layout").exists() => {
+            Ok(_) if folder.join(MARK.0).exists() => {
                 let other = |name: &String| only.is_some_and(|only| *name != full_name(only));
                 if let Some(other) = layout.names().into_iter().find(other) {
                     return refuse(&format!("is an OCI layout that holds another image, `{other}`"));
                 }
             }
-            Ok(_) if !is_empty(folder) => return refuse("is not empty and not an OCI layout"),
+            Ok(_) if only.is_some() && !is_empty(folder) => return refuse("is not empty and not an OCI layout"),
             _ => {}
         }
         write::folder(&layout.blobs())?;
+        // First of all: a run that is killed later leaves a layout, which the next run knows for what it is.
+        write::generated_bytes(&folder.join(MARK.0), MARK.1)?;
         Ok(layout)
     }
 
@@ -171,6 +173,9 @@ impl Layout {
     }
 }
 
+/// The file that makes a folder a layout (image-layout.md, "oci-layout file").
+const MARK: (&str, &[u8]) = ("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#);
+
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
 
 /// Host, path and tag, all spelled out.
@@ -194,7 +199,7 @@ fn documents(image: &Image, reference: &Reference) -> [(&'static str, Vec<u8>); 
         "Layers": image.layers.iter().map(|layer| blob(layer.digest)).collect::<Vec<_>>(),
     }]);
     [
-        ("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec()),
+        (MARK.0, MARK.1.to_vec()),
         ("manifest.json", to_bytes(&docker)),
         ("index.json", to_bytes(&index)),
     ]

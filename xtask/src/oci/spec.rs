@@ -144,9 +144,11 @@ pub struct Execution {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[expect(clippy::zero_sized_map_values, reason = "the document has the keys with `{}` behind them")]
     pub exposed_ports: BTreeMap<String, Empty>,
-    /// `NAME=value`, sorted.
+    /// `NAME=value`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub env: Vec<String>,
     /// The program and its first arguments.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub entrypoint: Vec<String>,
     /// How to tell whether a running container works.
     #[serde(skip_serializing_if = "Option::is_none")]
