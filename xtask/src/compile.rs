@@ -139,7 +139,7 @@ pub fn compile(
             command = command.env(name, value);
         }
     }
-    command = command.env("CARGO_ENCODED_RUSTFLAGS", flags(declaration, cargo, &folder).join("\x1f"));
+    command = command.env("CARGO_ENCODED_RUSTFLAGS", flags(declaration, cargo, &folder)?.join("\x1f"));
     command = command.env("CARGO_INCREMENTAL", "0").env("LC_ALL", "C").env("TZ", "UTC");
     if command.ignore_status().output_to_stderr()? {
         let at = folder.join(target).join("release").join(bin);
@@ -150,9 +150,9 @@ pub fn compile(
         .help(format!("see what Cargo says above; is the target there? `rustup target add {target}`")))
 }
 
-/// Static, and the three places that compilers write into programs under names that are the same everywhere. The last
+/// Static, and the places that compilers write into programs under names that are the same everywhere. The last
 /// remapping that fits wins, so the target folder, which is mostly inside the workspace, comes last.
-fn flags(declaration: &Declaration, cargo: &Cargo, folder: &Path) -> Vec<String> {
+fn flags(declaration: &Declaration, cargo: &Cargo, folder: &Path) -> Result<Vec<String>> {
     let variable = |name: &str| cargo.environment.get(std::ffi::OsStr::new(name)).map(PathBuf::from);
     let home = variable("CARGO_HOME").or_else(|| variable("HOME").map(|home| home.join(".cargo"))).unwrap_or_default();
     let remap = |from: &Path, to: &str| format!("--remap-path-prefix={}={to}", from.display());
@@ -160,9 +160,26 @@ fn flags(declaration: &Declaration, cargo: &Cargo, folder: &Path) -> Vec<String>
     if home.is_absolute() {
         flags.push(remap(&home, "/cargo"));
     }
+    // Where the component rust-src is installed, the standard library's own paths are those of this machine.
+    let (sysroot, commit) = toolchain(&declaration.root)?;
+    flags.push(remap(&sysroot.join("lib/rustlib/src/rust"), &format!("/rustc/{commit}")));
     flags.push(remap(&declaration.root, "/src"));
     flags.push(remap(folder, "/target"));
-    flags
+    Ok(flags)
+}
+
+/// The compiler's folder and the commit that it was built from.
+fn toolchain(root: &Path) -> Result<(PathBuf, String)> {
+    let ask = |arguments: &[&str]| {
+        let shell = Shell::new()?;
+        shell.change_dir(root);
+        cmd!(shell, "rustc {arguments...}").quiet().ignore_stderr().read()
+    };
+    let fail = || "failed to ask `rustc` for its version".to_owned();
+    let sysroot = ask(&["--print", "sysroot"]).or_fail(Kind::Program, fail)?;
+    let version = ask(&["-vV"]).or_fail(Kind::Program, fail)?;
+    let commit = version.lines().find_map(|line| line.strip_prefix("commit-hash: ")).unwrap_or("unknown");
+    Ok((PathBuf::from(sysroot), commit.to_owned()))
 }
 
 /// Runs a command with its output on stderr, so that stdout keeps to data.

@@ -88,6 +88,7 @@ pub struct VerifyModels {
 
 /// `cargo xtask image`.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "flags are")]
 pub struct Image {
     /// How models reach the container.
     #[command(flatten)]

@@ -4,7 +4,9 @@
 use std::path::{Path, PathBuf};
 
 use model_lock::human;
-use model_lock::verify::{Content, Depth, Failure as Unread, Finding, FindingKind, Located, Problem, parallel};
+use model_lock::verify::{
+    Content, Depth, Failure as Unread, Finding, FindingKind, Located, Problem, open_regular, parallel,
+};
 use model_lock::{Digest, LockedModel, RelPath};
 
 use crate::console::Console;
@@ -108,7 +110,7 @@ pub fn verify(
         let what = format!("{} ({}, {})", names.join(", "), human::count(unknown.len(), "file"), human::bytes(total));
         let progress = console.progress("Verifying", &what, total);
         let problems = parallel(&unknown, |file| {
-            let reading = std::fs::File::open(&file.at).ok().and_then(|file| Stamps::before(&file).ok());
+            let reading = open_regular(&file.at).ok().flatten().and_then(|file| Stamps::before(&file).ok());
             let checked = file.check(Depth::Report, |bytes| progress.add(bytes.len() as u64));
             if let (Ok(_), Some(stamps), Some(reading)) = (&checked, stamps, reading) {
                 stamps.after(&file.at, &reading, file.file.digest);

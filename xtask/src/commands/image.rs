@@ -82,7 +82,10 @@ impl<'a> Work<'a> {
         write::folder(&folder)?;
         let fail = || format!("failed to lock `{}`", folder.display());
         let guard = std::fs::File::create(folder.join(".lock")).or_fail(Kind::Io, fail)?;
-        guard.lock().or_fail(Kind::Io, fail)?;
+        if guard.try_lock().is_err() {
+            console.status("Blocking", format!("waiting for another run to leave `{}`", folder.display()));
+            guard.lock().or_fail(Kind::Io, fail)?;
+        }
         Ok(Self { planned, console, stamps: Stamps::load(folder.join("stamps.json")), _guard: guard })
     }
 
@@ -109,8 +112,8 @@ impl<'a> Work<'a> {
         let default = self.planned.output().join("oci");
         let folder = output.unwrap_or(&default);
         // The default folder is this program's own: an image under another tag is replaced.
-        let layout = Layout::open(folder, output.map(|_| &self.planned.reference))?;
-        let verified = self.put_all(&layout, assembled, &self.planned.plan.model_layers, Strategy::Embed)?;
+        let layout = Layout::open(folder, output.map(|_| &self.planned.reference))?.sharing(self.siblings());
+        let verified = self.put_all(&layout, &self.planned.reference, &assembled.layers, Strategy::Embed)?;
         layout.finish(&assembled.image, &self.planned.reference)?;
         if output.is_none() && !self.planned.plan.model_layers.is_empty() {
             let Planned { declaration, plan, lock, .. } = self.planned;
@@ -123,20 +126,25 @@ impl<'a> Work<'a> {
         Ok(folder.to_owned())
     }
 
+    /// Every layout of this package: embedded, mounted and model images have layers in common.
+    fn siblings(&self) -> Vec<PathBuf> {
+        let folder = self.planned.declaration.target_dir.join("image").join(&self.planned.plan.package);
+        let modes = [Strategy::Embed, Strategy::Mount].map(|mode| folder.join(mode.as_str()));
+        modes.iter().flat_map(|mode| [mode.join("oci"), mode.join("models-oci")]).collect()
+    }
+
     /// Puts every layer into the layout and gives the proof that the models of `strategy` are those of the lock.
     fn put_all(
         &self,
         layout: &Layout,
-        assembled: &Assembled,
-        planned: &[ModelLayer],
+        reference: &Reference,
+        layers: &[Layer],
         strategy: Strategy,
     ) -> Result<VerifiedModels> {
-        let layers = &assembled.layers;
         let total = layers.iter().map(|layer| layer.locked.size).sum();
-        let what =
-            format!("{} ({}, {})", self.planned.reference, human::count(layers.len(), "layer"), human::bytes(total));
+        let what = format!("{reference} ({}, {})", human::count(layers.len(), "layer"), human::bytes(total));
         let progress = self.console.progress("Assembling", &what, total);
-        let puts = parallel(layers, |layer| self.put(layout, layer, planned, &progress));
+        let puts = parallel(layers, |layer| self.put(layout, layer, &progress));
         drop(progress);
         let mut wrong = Vec::new();
         for (layer, put) in layers.iter().zip(puts) {
@@ -147,13 +155,13 @@ impl<'a> Work<'a> {
         self.verified(&wrong, strategy)
     }
 
-    fn put(&self, layout: &Layout, layer: &Layer, planned: &[ModelLayer], progress: &Progress) -> Result<Put> {
-        let planned = planned.iter().find(|planned| planned.layer == layer.locked);
-        let digests: Vec<_> = planned.into_iter().flat_map(|planned| &planned.files).map(|file| file.digest).collect();
-        match layout.put(layer, &digests, &self.stamps, progress) {
-            // What is missing or unreadable is a finding for `verify` to tell, with all the others.
+    fn put(&self, layout: &Layout, layer: &Layer, progress: &Progress) -> Result<Put> {
+        match layout.put(layer, &self.stamps, progress) {
+            // A model file that is missing or no file is a finding for `verify` to tell, with all the others.
             Err(failure)
-                if planned.is_some() && failure.kind == Kind::Io && layer.files.iter().any(|file| !file.is_file()) =>
+                if failure.kind == Kind::Io
+                    && !layer.digests.is_empty()
+                    && layer.files.iter().any(|file| !file.is_file()) =>
             {
                 Ok(Put::Mismatch)
             }
@@ -185,7 +193,7 @@ impl<'a> Work<'a> {
         let mut wrong = Vec::new();
         let written = write::stream(path, |file| {
             let file = std::io::BufWriter::with_capacity(1 << 20, file);
-            wrong = archive::write(&assembled.image, &assembled.layers, reference, file)?;
+            wrong = archive::write(&assembled.image, &assembled.layers, reference, &self.stamps, file)?;
             if wrong.is_empty() { Ok(()) } else { Err(Failure::new(Kind::Integrity, "a layer has another digest")) }
         });
         self.verified(&wrong, Strategy::Embed)?;
@@ -220,20 +228,8 @@ impl<'a> Work<'a> {
         if with_image {
             let planned: Vec<ModelLayer> = plan.mounted.iter().flat_map(layers_of).collect();
             let layers = self.planned.layers(&planned)?;
-            let layout = Layout::open(&folder.join("models-oci"), None)?;
-            let progress = self.console.progress(
-                "Assembling",
-                &model_reference.to_string(),
-                layers.iter().map(|layer| layer.locked.size).sum(),
-            );
-            let puts = parallel(&layers, |layer| self.put(&layout, layer, &planned, &progress));
-            drop(progress);
-            let wrong = layers.iter().zip(puts).filter_map(|(layer, put)| match put {
-                Ok(Put::There) => None,
-                Ok(Put::Mismatch) => Some(Ok(layer)),
-                Err(failure) => Some(Err(failure)),
-            });
-            self.verified(&wrong.collect::<Result<Vec<_>>>()?, Strategy::Mount)?;
+            let layout = Layout::open(&folder.join("models-oci"), None)?.sharing(self.siblings());
+            self.put_all(&layout, &model_reference, &layers, Strategy::Mount)?;
             layout.finish(&models, &model_reference)?;
         }
         let files = manifest.files(volume)?;

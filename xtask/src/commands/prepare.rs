@@ -139,6 +139,7 @@ impl Planned {
             locked: app,
             recipe: app_recipe(&self.plan.app, &binary),
             files: vec![binary.at.clone()],
+            digests: Vec::new(),
             what: format!("the app `{}`", self.plan.package),
         });
         Ok(Assembled { image: assemble(&self.plan, app), layers, binary })
@@ -165,6 +166,7 @@ impl Planned {
                 locked: layer.layer,
                 recipe: Recipe::of_model(&layer.target, &named),
                 files: layer.files.iter().filter_map(place).collect(),
+                digests: layer.files.iter().map(|file| file.digest).collect(),
                 what: format!("model `{}`", layer.model),
             }
         };

@@ -9,12 +9,14 @@ use super::layout::{Part, parts};
 use super::reference::Reference;
 use super::tar::{self, Kind as Entry};
 use crate::error::{Kind, OrFail as _, Result};
+use crate::stamp::Stamps;
 
 /// Writes the archive to `out`. Gives the layers whose files gave another digest; then the archive is to be thrown away.
 pub fn write<'a>(
     image: &Image,
     layers: &'a [Layer],
     reference: &Reference,
+    stamps: &Stamps,
     mut out: impl Write,
 ) -> Result<Vec<&'a Layer>> {
     let fail = || "failed to write the archive".to_owned();
@@ -33,7 +35,7 @@ pub fn write<'a>(
             Part::Layer(index) => {
                 let layer = &layers[index];
                 let matches = layer
-                    .write(&mut out, |_, _| Ok(()))
+                    .write(&mut out, stamps)
                     .or_fail(Kind::Io, || format!("failed to write the layer of {}", layer.what))?;
                 if !matches {
                     wrong.push(layer);

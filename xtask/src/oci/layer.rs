@@ -3,7 +3,6 @@
 //! the side. It knows nothing of images.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
 
@@ -12,6 +11,7 @@ use model_lock::verify::open_regular;
 use model_lock::{Digest, LockedLayer, RelPath};
 
 use super::tar::{self, Kind};
+use crate::stamp::Stamps;
 
 /// One entry of a layer: an absolute path in the container and what stands there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -157,24 +157,35 @@ pub struct Layer {
     pub recipe: Recipe,
     /// The files that the entries name.
     pub files: Vec<PathBuf>,
+    /// The digests of these files, where they are locked. A stream that comes out right proves them.
+    pub digests: Vec<Digest>,
     /// What it is, for messages: `model digits`.
     pub what: String,
 }
 
 impl Layer {
-    /// Streams it to `sink`; whether it has the digest that it must have. `opened` is called with every file before its
-    /// first byte is read.
-    pub fn write(&self, sink: impl Write, mut opened: impl FnMut(usize, &File) -> io::Result<()>) -> io::Result<bool> {
+    /// Streams it to `sink`; whether it has the digest that it must have. If so, `stamps` know its files from then on.
+    pub fn write(&self, sink: impl Write, stamps: &Stamps) -> io::Result<bool> {
+        let mut readings = Vec::with_capacity(self.files.len());
         let open = |index: usize| {
             let file = open_regular(&self.files[index])?.ok_or_else(|| io::Error::other("it is not a regular file"))?;
-            opened(index, &file)?;
+            readings.push((index, Stamps::before(&file)?));
             Ok(file)
         };
-        match self.recipe.stream(open, sink) {
-            Ok(streamed) => Ok(streamed == self.locked),
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(false),
-            Err(error) => Err(error),
+        let matches = match self.recipe.stream(open, sink) {
+            Ok(streamed) => streamed == self.locked,
+            // A file of another size.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => false,
+            Err(error) => return Err(error),
+        };
+        if matches {
+            for (index, reading) in &readings {
+                if let Some(digest) = self.digests.get(*index) {
+                    stamps.after(&self.files[*index], reading, *digest);
+                }
+            }
         }
+        Ok(matches)
     }
 }
 

@@ -24,13 +24,15 @@ use super::reference::Reference;
 use super::spec::{INDEX, Index};
 use crate::console::Progress;
 use crate::error::{Failure, Kind, OrFail as _, Result};
-use crate::stamp::{Reading, Stamps};
+use crate::stamp::Stamps;
 use crate::write;
 
 /// A layout that is being written.
 #[derive(Debug)]
 pub struct Layout {
     folder: PathBuf,
+    /// Layouts of the same app that may have the same layers.
+    siblings: Vec<PathBuf>,
 }
 
 /// Whether a layer has the bytes that it must have.
@@ -46,7 +48,7 @@ impl Layout {
     /// Opens or creates the layout in `folder`. A folder that holds something else is refused, because replacing it would
     /// lose that; so is one that holds an image under another name than `only`.
     pub fn open(folder: &Path, only: Option<&Reference>) -> Result<Self> {
-        let layout = Self { folder: folder.to_owned() };
+        let layout = Self { folder: folder.to_owned(), siblings: Vec::new() };
         let refuse = |why: &str| {
             Err(Failure::new(Kind::Policy, format!("`{}` {why}", folder.display()))
                 .help("name a folder that is empty or does not exist, or remove this one"))
@@ -68,8 +70,26 @@ impl Layout {
         Ok(layout)
     }
 
+    /// Shares the blobs of these layouts, by hard links, instead of writing its own copy.
+    #[must_use]
+    pub fn sharing(mut self, siblings: impl IntoIterator<Item = PathBuf>) -> Self {
+        self.siblings = siblings.into_iter().filter(|sibling| *sibling != self.folder).collect();
+        self
+    }
+
     fn blobs(&self) -> PathBuf {
         self.folder.join("blobs").join("sha256")
+    }
+
+    /// Takes the blob from a sibling that has it, if its stamp says that it is whole and the file system can link.
+    fn link(&self, path: &Path, digest: Digest, stamps: &Stamps) -> bool {
+        let at = |sibling: &PathBuf| sibling.join("blobs").join("sha256").join(digest.hex());
+        let found = self.siblings.iter().map(at).find(|sibling| stamps.trusts(sibling, digest));
+        let Some(found) = found.filter(|found| fs::hard_link(found, path).is_ok()) else { return false };
+        // The link has changed the change time that both names share.
+        stamps.wrote(&found, digest);
+        stamps.wrote(path, digest);
+        true
     }
 
     fn blob(&self, digest: Digest) -> PathBuf {
@@ -88,25 +108,23 @@ impl Layout {
     }
 
     /// Puts a layer in, from its files, unless it is there. A layer that is there is read again only if it looks
-    /// different than when it was written. `digests` are those of the layer's files, which are then known to be verified.
-    pub fn put(&self, layer: &Layer, digests: &[Digest], stamps: &Stamps, progress: &Progress) -> Result<Put> {
+    /// different than when it was written.
+    pub fn put(&self, layer: &Layer, stamps: &Stamps, progress: &Progress) -> Result<Put> {
         let path = self.blob(layer.locked.digest);
         if stamps.trusts(&path, layer.locked.digest) || Self::is_whole(&path, layer.locked.digest, stamps) {
             progress.add(layer.locked.size);
             return Ok(Put::There);
         }
+        // What is there now is not the layer; a link needs the name to be free.
+        let _ = fs::remove_file(&path);
+        if self.link(&path, layer.locked.digest, stamps) {
+            progress.add(layer.locked.size);
+            return Ok(Put::There);
+        }
         let fail = || format!("failed to write the layer of {} to `{}`", layer.what, path.display());
-        let mut readings: Vec<Option<Reading>> = layer.files.iter().map(|_| None).collect();
-        let mut matches = false;
         let written = write::stream(&path, |file| {
             let sink = Counting { file: &mut *file, progress };
-            matches = layer
-                .write(sink, |index, file| {
-                    readings[index] = Some(Stamps::before(file)?);
-                    Ok(())
-                })
-                .or_fail(Kind::Io, fail)?;
-            if !matches {
+            if !layer.write(sink, stamps).or_fail(Kind::Io, fail)? {
                 // An error keeps the file from getting its name.
                 return Err(Failure::new(Kind::Integrity, "the layer has another digest"));
             }
@@ -118,11 +136,6 @@ impl Layout {
             Err(failure) => return Err(failure),
         }
         stamps.wrote(&path, layer.locked.digest);
-        for ((file, reading), digest) in layer.files.iter().zip(&readings).zip(digests) {
-            if let Some(reading) = reading {
-                stamps.after(file, reading, *digest);
-            }
-        }
         Ok(Put::There)
     }
 
@@ -198,11 +211,7 @@ fn documents(image: &Image, reference: &Reference) -> [(&'static str, Vec<u8>); 
         "RepoTags": [format!("{}:{}", reference.name(), reference.tag().unwrap_or("latest"))],
         "Layers": image.layers.iter().map(|layer| blob(layer.digest)).collect::<Vec<_>>(),
     }]);
-    [
-        (MARK.0, MARK.1.to_vec()),
-        ("manifest.json", to_bytes(&docker)),
-        ("index.json", to_bytes(&index)),
-    ]
+    [(MARK.0, MARK.1.to_vec()), ("manifest.json", to_bytes(&docker)), ("index.json", to_bytes(&index))]
 }
 
 /// What an archive of the layout is made of, in its order: the documents as bytes, the layers by their place.
