@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use model_lock::live::Policy;
 use model_lock::runtime::{ModelRoot, Verify};
 
 /// The settings of one process.
@@ -17,6 +18,8 @@ pub(crate) struct Config {
     pub(crate) root: ModelRoot,
     /// `MODEL_VERIFY`: how much of a model is checked before the port opens.
     pub(crate) verify: Verify,
+    /// `MODEL_POLICY`: whether a mounted models.lock may exchange the models.
+    pub(crate) policy: Policy,
     /// `IMAGE_REVISION`: the git commit of code and models, as the image states it.
     pub(crate) revision: Option<String>,
 }
@@ -49,6 +52,7 @@ impl Config {
             },
             root: set("MODEL_ROOT").map_or_else(ModelRoot::default, |path| ModelRoot::new(PathBuf::from(path))),
             verify: text("MODEL_VERIFY")?.map_or(Ok(Verify::Full), |value| parse("MODEL_VERIFY", &value))?,
+            policy: text("MODEL_POLICY")?.map_or(Ok(Policy::Pinned), |value| parse("MODEL_POLICY", &value))?,
             revision: text("IMAGE_REVISION")?,
         })
     }

@@ -1,5 +1,4 @@
-//! A service that recognises handwritten digits. This file knows the subcommands and the order of the start: settings,
-//! then models, then the port.
+//! A service that recognises handwritten digits. This file knows the subcommands; `serve` knows the order of the start.
 
 mod classifier;
 mod config;
@@ -10,6 +9,7 @@ mod serve;
 mod state;
 
 use std::env;
+use std::fmt::Display;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -34,7 +34,23 @@ Environment:
   LISTEN          Address and port to serve on [default: 0.0.0.0:8080]
   MODEL_ROOT      Folder under which the models lie [default: /models]
   MODEL_VERIFY    What to check at the start: full, size or off [default: full]
+  MODEL_POLICY    Which models may be served [default: pinned]
+                    pinned  only those that this program was built with
+                    locked  also those that MODEL_ROOT/models.lock pins, if there is one: it may change
+                            what is in the models, not their names, targets or file names
   IMAGE_REVISION  Git commit of code and models, reported in answers
+
+Requests:
+  GET  /             A page to draw on
+  POST /v1/predict   {\"pixels\": [64 numbers from 0 to 16]}; the header `x-model: NAME` chooses the
+                     model that answers [default: digits]
+  GET  /v1/models    The models, their digests, and the digest of the models.lock that pins them
+  GET  /healthz      Whether the service is up
+
+Signals:
+  SIGHUP           Read MODEL_ROOT/models.lock (if MODEL_POLICY is locked) and the models again, verify every
+                   byte, and exchange what changed while requests go on; if anything is wrong, all stays
+  SIGTERM, SIGINT  Finish open requests and stop
 
 Exit status: 0 yes, 1 a model or the service is not as it should be, 2 could not tell.";
 
@@ -69,16 +85,16 @@ fn answer(text: &str) -> ExitCode {
 }
 
 /// One line per cause, and the exit code.
-fn fail(code: u8, causes: impl IntoIterator<Item = String>) -> ExitCode {
+fn fail(code: u8, causes: impl IntoIterator<Item = impl Display>) -> ExitCode {
     causes.into_iter().for_each(console::error);
     ExitCode::from(code)
 }
 
 fn verify_models(config: &Config) -> ExitCode {
     let start = Instant::now();
-    match state::verify_all(&config.root) {
-        Ok(()) => answer(&state::summary(Verify::Full, start)),
-        Err(findings) => fail(NO, findings),
+    match state::setup(config).verify() {
+        Ok(pins) => answer(&state::summary(&pins.models, Verify::Full, start)),
+        Err(refused) => fail(NO, refused),
     }
 }
 

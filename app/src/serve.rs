@@ -1,19 +1,19 @@
-//! The running service: its start, its routes and its end. Handlers take everything from [`Service`].
+//! The running service: its start, its routes, what signals do to it, and its end. Handlers take everything from
+//! [`Service`].
 
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, State};
-use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
+use axum::extract::{DefaultBodyLimit, FromRequest as _, Request, State};
+use axum::http::{HeaderMap, HeaderName, Method, StatusCode, Uri, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use model_lock::Digest;
+use model_lock::live::{Live, Loaded, LoadedModel};
 use serde::{Deserialize, Serialize};
 use serde_json::error::Category;
 use serde_json::value::RawValue;
@@ -25,15 +25,20 @@ use tokio::sync::oneshot;
 use crate::classifier::{CLASSES, FULL_INK, PIXELS, most_likely};
 use crate::config::Config;
 use crate::console::log;
-use crate::state::{Models, Service, summary};
+use crate::state::{DEFAULT, Service, Weights, load, reload, setup, summary};
 use crate::{COULD_NOT, NO, fail};
+
+/// The header that names the model that is to answer.
+const CHOICE: HeaderName = HeaderName::from_static("x-model");
 
 /// The longest body: 64 numbers with all their digits fit many times.
 const BODY_LIMIT: usize = 16 * 1024;
+/// How long a client may take to send a body.
+const BODY_TIME: Duration = Duration::from_secs(5);
 /// How long open requests may take to finish after SIGTERM; engines kill 10 s after it.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Serves until SIGTERM or SIGINT.
+/// Serves until SIGTERM or SIGINT, and exchanges the models on SIGHUP.
 pub(crate) fn run(config: &Config) -> ExitCode {
     let runtime = match Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -47,21 +52,27 @@ pub(crate) fn run(config: &Config) -> ExitCode {
 
 async fn start(config: &Config) -> ExitCode {
     // Before anything that takes time: as the first process of a container, a signal without a handler is ignored.
-    let mut stop = match Stop::new() {
-        Ok(stop) => stop,
+    // SIGHUP would end the process too; one that comes now leads to a reload once the service is up.
+    let (mut stop, hangup) = match Stop::new().and_then(|stop| Ok((stop, signal(SignalKind::hangup())?))) {
+        Ok(handlers) => handlers,
         Err(cause) => return fail(COULD_NOT, [format!("cannot handle signals: {cause}")]),
     };
-    let (begin, root, verify) = (Instant::now(), config.root.clone(), config.verify);
-    let loading = tokio::task::spawn_blocking(move || Models::load(&root, verify));
+    let (begin, setup, verify) = (Instant::now(), setup(config), config.verify);
+    let loading = tokio::task::spawn_blocking(move || load(setup, verify));
     let models = tokio::select! {
         loaded = loading => match loaded {
             Ok(Ok(models)) => models,
-            Ok(Err(findings)) => return fail(NO, findings),
+            Ok(Err(refused)) => return fail(NO, refused),
             Err(cause) => return fail(COULD_NOT, [format!("cannot load the models: {cause}")]),
         },
         name = stop.requested() => return stopped(name),
     };
-    log(summary(verify, begin));
+    let first = models.current();
+    log(summary(first.models.iter().map(|model| &model.pin), verify, begin));
+    if let Some(at) = &first.mounted {
+        log(format_args!("the models are those of `{}`, {}", at.display(), first.lock));
+    }
+    drop(first);
 
     let bound =
         async { TcpListener::bind(config.listen).await.and_then(|l| l.local_addr().map(|address| (l, address))) };
@@ -69,17 +80,30 @@ async fn start(config: &Config) -> ExitCode {
         Ok(bound) => bound,
         Err(cause) => return fail(COULD_NOT, [format!("cannot listen on {}: {cause}", config.listen)]),
     };
-    let service = Service { models: Arc::new(models), commit: config.revision.as_deref().map(Arc::from) };
-    listen(listener, address, router(service), stop).await
+    let models = Arc::new(models);
+    // Its requests wait in the listener's queue until it is served.
+    log(format_args!("listening on http://{address}"));
+    tokio::spawn(reload_on(hangup, Arc::clone(&models)));
+    let service = Service { models, commit: config.revision.as_deref().map(Arc::from) };
+    listen(listener, router(service), stop).await
 }
 
-async fn listen(listener: TcpListener, address: SocketAddr, router: Router, mut stop: Stop) -> ExitCode {
+/// Reloads at each SIGHUP, one after the other. However many come during a reload, one more follows it: the signal is
+/// kept until it is received, and it is received only between reloads.
+async fn reload_on(mut hangup: Signal, models: Arc<Live<Weights>>) {
+    while hangup.recv().await.is_some() {
+        let reloading = Arc::clone(&models);
+        let line = tokio::task::spawn_blocking(move || reload(&reloading)).await;
+        log(line.unwrap_or_else(|cause| format!("reload refused, still serving {}: {cause}", models.current())));
+    }
+}
+
+async fn listen(listener: TcpListener, router: Router, mut stop: Stop) -> ExitCode {
     let (finish, finishing) = oneshot::channel::<()>();
     let server = axum::serve(listener, router).with_graceful_shutdown(async {
         let _ = finishing.await;
     });
     let mut server = pin!(server.into_future());
-    log(format_args!("listening on http://{address}"));
     let name = tokio::select! {
         name = stop.requested() => name,
         Err(cause) = &mut server => return fail(COULD_NOT, [format!("cannot go on serving: {cause}")]),
@@ -161,42 +185,55 @@ async fn health() -> impl IntoResponse {
 
 #[derive(Serialize)]
 struct Listing<'a> {
+    /// The lock that pins every model below.
     lock: Digest,
+    /// Where that lock is mounted; nothing for the one that the program was built with.
+    mounted: Option<String>,
+    policy: String,
     commit: Option<&'a str>,
-    models: Vec<ListedModel>,
+    default: &'a str,
+    models: Vec<ListedModel<'a>>,
 }
 
 #[derive(Serialize)]
-struct ListedModel {
-    name: &'static str,
+struct ListedModel<'a> {
+    name: &'a str,
     digest: Digest,
-    source: &'static str,
-    revision: &'static str,
-    target: &'static str,
-    license: Option<&'static str>,
-    files: Vec<ListedFile>,
+    source: &'a str,
+    revision: &'a str,
+    target: &'a str,
+    license: Option<&'a str>,
+    files: Vec<ListedFile<'a>>,
 }
 
 #[derive(Serialize)]
-struct ListedFile {
-    path: &'static str,
+struct ListedFile<'a> {
+    path: &'a str,
     size: u64,
     digest: Digest,
 }
 
 async fn list(State(service): State<Service>) -> Response {
-    let models = service.models.loaded.iter().map(|loaded| ListedModel {
-        name: loaded.model.name,
-        digest: loaded.digest,
-        source: loaded.model.source,
-        revision: loaded.model.revision,
-        target: loaded.model.target,
-        license: loaded.model.license,
-        files: (loaded.model.files.iter())
+    let current = service.models.current();
+    let models = current.models.iter().map(|LoadedModel { pin, value, .. }| ListedModel {
+        name: pin.name(),
+        digest: value.digest,
+        source: pin.source(),
+        revision: pin.revision(),
+        target: pin.target(),
+        license: pin.license(),
+        files: (pin.files().into_iter())
             .map(|file| ListedFile { path: file.path, size: file.size, digest: file.digest })
             .collect(),
     });
-    let listing = Listing { lock: service.models.lock, commit: service.commit.as_deref(), models: models.collect() };
+    let listing = Listing {
+        lock: current.lock,
+        mounted: current.mounted.as_ref().map(|at| at.display().to_string()),
+        policy: service.models.setup().policy.to_string(),
+        commit: service.commit.as_deref(),
+        default: DEFAULT,
+        models: models.collect(),
+    };
     Json(listing).into_response()
 }
 
@@ -212,39 +249,64 @@ struct Question<'a> {
 struct Prediction<'a> {
     label: usize,
     probabilities: [f32; CLASSES],
-    model: AnsweredBy,
+    model: AnsweredBy<'a>,
     commit: Option<&'a str>,
 }
 
 #[derive(Serialize)]
-struct AnsweredBy {
-    name: &'static str,
+struct AnsweredBy<'a> {
+    name: &'a str,
     digest: Digest,
+    lock: Digest,
 }
 
-async fn predict(
-    State(service): State<Service>,
-    headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
-) -> Result<Response, Failure> {
+async fn predict(State(service): State<Service>, request: Request) -> Result<Response, Failure> {
+    let headers = request.headers().clone();
     if !is_json(&headers) {
         let cause = "the content type must be application/json";
         return Err(Failure(StatusCode::UNSUPPORTED_MEDIA_TYPE, cause.to_owned()));
     }
-    let body = body.map_err(|rejection| match rejection.status() {
-        status @ StatusCode::PAYLOAD_TOO_LARGE => Failure(status, format!("the body is over {BODY_LIMIT} bytes")),
-        status => Failure(status, "the body could not be read to its end".to_owned()),
-    })?;
-    let pixels = pixels(&body)?;
-    let answering = service.models.default();
-    let probabilities = answering.classifier.probabilities(&pixels);
+    let pixels = pixels(&body(request).await?)?;
+    // From here on there is one set of models, whatever happens to the current one.
+    let current = service.models.current();
+    let LoadedModel { pin, value: weights, .. } = chosen(&current, &headers)?;
+    let probabilities = weights.classifier.probabilities(&pixels);
     let prediction = Prediction {
         label: most_likely(&probabilities),
         probabilities,
-        model: AnsweredBy { name: answering.model.name, digest: answering.digest },
+        model: AnsweredBy { name: pin.name(), digest: weights.digest, lock: current.lock },
         commit: service.commit.as_deref(),
     };
     Ok(Json(prediction).into_response())
+}
+
+async fn body(request: Request) -> Result<Bytes, Failure> {
+    let read = tokio::time::timeout(BODY_TIME, Bytes::from_request(request, &())).await.map_err(|_| {
+        let seconds = BODY_TIME.as_secs();
+        Failure(StatusCode::REQUEST_TIMEOUT, format!("the body did not come within {seconds} s"))
+    })?;
+    read.map_err(|rejection| match rejection.status() {
+        status @ StatusCode::PAYLOAD_TOO_LARGE => Failure(status, format!("the body is over {BODY_LIMIT} bytes")),
+        status => Failure(status, "the body could not be read to its end".to_owned()),
+    })
+}
+
+/// The model that the request names, or the default.
+fn chosen<'a>(models: &'a Loaded<Weights>, headers: &HeaderMap) -> Result<&'a LoadedModel<Weights>, Failure> {
+    let mut values = headers.get_all(CHOICE).iter();
+    let name = match (values.next(), values.next()) {
+        (None, _) => DEFAULT.into(),
+        (Some(value), None) => String::from_utf8_lossy(value.as_bytes()),
+        // Proxies differ in which of two they look at.
+        (Some(_), Some(_)) => {
+            return Err(Failure(StatusCode::BAD_REQUEST, format!("there is more than one `{CHOICE}` header")));
+        }
+    };
+    models.model(&name).ok_or_else(|| {
+        let known: Vec<_> = models.models.iter().map(|model| format!("`{}`", model.pin.name())).collect();
+        let quoted: String = name.chars().take(100).flat_map(char::escape_debug).collect();
+        Failure(StatusCode::NOT_FOUND, format!("there is no model `{quoted}`, only {}", known.join(", ")))
+    })
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

@@ -57,7 +57,8 @@ fn says_what_it_runs() {
     let listing = client.get("/v1/models").json();
     let lock = lock();
     assert_eq!(listing["lock"], lock.digest().to_string());
-    assert_eq!(listing["commit"], Value::Null);
+    assert_eq!((&listing["commit"], &listing["mounted"]), (&Value::Null, &Value::Null));
+    assert_eq!((&listing["policy"], &listing["default"]), (&json!("pinned"), &json!("digits")));
     let names: Vec<&str> = listing["models"].as_array().unwrap().iter().map(|m| m["name"].as_str().unwrap()).collect();
     assert_eq!(names, lock.models().iter().map(|model| model.name.as_str()).collect::<Vec<_>>());
     let digits = listing["models"].as_array().unwrap().iter().find(|model| model["name"] == "digits").unwrap();
@@ -213,7 +214,7 @@ const DAMAGE: &[Damage] = &[
             fs::remove_file(digits.join("model.safetensors")).unwrap();
             fs::remove_file(digits.join("README.md")).unwrap();
         },
-        &["model.safetensors", "README.md", "is empty"],
+        &["none of its 2 files is there", "is empty"],
     ),
     ("the folder is missing", |digits| fs::remove_dir_all(digits).unwrap(), &["nothing is mounted there"]),
     (
@@ -281,33 +282,108 @@ fn says_what_is_wrong_with_the_models_and_opens_no_port() {
     }
 }
 
+/// What is done to one file, and the one line about it.
+type Fault = (&'static str, fn(&Path), &'static str);
+
+/// The ways in which one file goes wrong on its way to a container.
 #[test]
-#[expect(clippy::print_stderr, reason = "a test that cannot run says so")]
-fn an_unreadable_model_is_refused() {
-    let folder = models();
-    fs::set_permissions(folder.path().join("digits/model.safetensors"), fs::Permissions::from_mode(0o000)).unwrap();
-    let mut command = app("verify-models");
-    if fs::File::open(folder.path().join("digits/model.safetensors")).is_ok() {
-        // The superuser reads everything, so another user has to try.
-        if Command::new("setpriv").arg("--version").output().is_err() {
-            eprintln!("skipped: the superuser can read everything, and there is no setpriv");
-            return;
+fn five_faults_have_five_lines() {
+    let faults: [Fault; 5] = [
+        ("removed", |file| fs::remove_file(file).unwrap(), "is missing: expected sha256:"),
+        (
+            "truncated",
+            |file| fs::File::options().write(true).open(file).unwrap().set_len(1000).unwrap(),
+            "is shorter than models.lock says: expected sha256:",
+        ),
+        (
+            "flipped",
+            |file| {
+                let mut bytes = fs::read(file).unwrap();
+                bytes[20_000] ^= 1;
+                fs::write(file, bytes).unwrap();
+            },
+            "has other bytes than models.lock says: expected sha256:",
+        ),
+        (
+            "replaced by a directory",
+            |file| {
+                fs::remove_file(file).unwrap();
+                fs::create_dir(file).unwrap();
+            },
+            "is not a regular file: expected sha256:",
+        ),
+        (
+            "unreadable",
+            |file| fs::set_permissions(file, fs::Permissions::from_mode(0o000)).unwrap(),
+            "failed to read `",
+        ),
+    ];
+    for (what, fault, expect) in faults {
+        let folder = models();
+        let file = folder.path().join("digits/model.safetensors");
+        fault(&file);
+        for argument in ["serve", "verify-models"] {
+            let Some(mut command) = unprivileged(folder.path(), argument) else { return };
+            let stopped = run(command.env("MODEL_ROOT", folder.path()).env("LISTEN", "127.0.0.1:0"));
+            assert_eq!((stopped.code, stopped.stdout.as_str()), (1, ""), "{what}: {}", stopped.stderr);
+            assert_eq!(stopped.stderr.lines().count(), 1, "{what}: {}", stopped.stderr);
+            assert!(stopped.stderr.starts_with("error: model `digits`: "), "{what}: {}", stopped.stderr);
+            assert!(stopped.stderr.contains(file.to_str().unwrap()), "{what}: {}", stopped.stderr);
+            let others = faults.iter().filter(|(_, _, line)| *line != expect && stopped.stderr.contains(line));
+            assert!(stopped.stderr.contains(expect) && others.count() == 0, "{what}: {}", stopped.stderr);
         }
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let copy = folder.path().join("app");
-        // Copied by a child: a descriptor of this process, still open for writing in a child that another test is
-        // starting, would make the copy too busy to run.
-        assert!(Command::new("cp").arg(env!("CARGO_BIN_EXE_app")).arg(&copy).status().unwrap().success());
-        command = Command::new("setpriv");
-        command.args(["--reuid=65532", "--regid=65532", "--clear-groups"]).arg(copy).arg("verify-models").env_clear();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).ok();
     }
-    let stopped = run(command.env("MODEL_ROOT", folder.path()));
-    assert_eq!(stopped.code, 1, "{}", stopped.stderr);
+}
+
+/// The binary as a user who cannot read everything.
+#[expect(clippy::print_stderr, reason = "a test that cannot run says so")]
+fn unprivileged(folder: &Path, argument: &str) -> Option<Command> {
+    let probe = folder.join("probe");
+    fs::write(&probe, "").unwrap();
+    fs::set_permissions(&probe, fs::Permissions::from_mode(0o000)).unwrap();
+    if fs::File::open(&probe).is_err() {
+        return Some(app(argument));
+    }
+    // The superuser reads everything, so another user has to try.
+    if Command::new("setpriv").arg("--version").output().is_err() {
+        eprintln!("skipped: the superuser can read everything, and there is no setpriv");
+        return None;
+    }
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
+    let copy = folder.join("app");
+    // Copied by a child: a descriptor of this process, still open for writing in a child that another test is
+    // starting, would make the copy too busy to run.
+    assert!(Command::new("cp").arg(env!("CARGO_BIN_EXE_app")).arg(&copy).status().unwrap().success());
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65532", "--regid=65532", "--clear-groups"]).arg(copy).arg(argument).env_clear();
+    Some(command)
+}
+
+#[test]
+fn a_mount_that_no_file_can_be_had_from_is_one_line() {
+    let folder = models();
+    let digits = folder.path().join("digits");
+    let Some(mut command) = unprivileged(folder.path(), "serve") else { return };
+    fs::set_permissions(&digits, fs::Permissions::from_mode(0o000)).unwrap();
+    let stopped = run(command.env("MODEL_ROOT", folder.path()).env("LISTEN", "127.0.0.1:0"));
+    fs::set_permissions(&digits, fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!((stopped.code, stopped.stderr.lines().count()), (1, 1), "{}", stopped.stderr);
     assert!(
-        stopped.stderr.contains("failed to read") && stopped.stderr.contains("model.safetensors"),
+        stopped.stderr.starts_with("error: model `digits`: none of its 2 files is readable: "),
         "{}",
         stopped.stderr
     );
+    assert!(stopped.stderr.contains("`chmod a+rX` the source of the mount"), "{}", stopped.stderr);
+}
+
+#[test]
+fn a_body_that_does_not_come_is_given_up() {
+    let service = Service::start(&[]);
+    let mut client = service.client();
+    client.send_head("POST", "/v1/predict", "application/json", 200);
+    let answer = client.receive();
+    assert_eq!((answer.status, answer.json()), (408, json!({ "error": "the body did not come within 5 s" })));
 }
 
 #[test]
@@ -327,6 +403,7 @@ fn settings_are_checked_first() {
             "error: LISTEN is `8080`, expected an address and a port such as `0.0.0.0:8080` or `[::]:8080`\n",
         ),
         ("MODEL_VERIFY", "no", "error: MODEL_VERIFY: `no` is not one of `full`, `size`, `off`\n"),
+        ("MODEL_POLICY", "any", "error: MODEL_POLICY: `any` is not one of `pinned`, `locked`\n"),
     ] {
         assert_eq!(run(app("serve").env(name, value)), Stopped::new(2, "", message));
     }
@@ -341,7 +418,9 @@ fn settings_are_checked_first() {
 fn arguments() {
     let help = run(&mut app("--help"));
     assert_eq!((help.code, help.stderr.as_str()), (0, ""));
-    assert!(help.stdout.contains("Usage: app [COMMAND]"));
+    for text in ["Usage: app [COMMAND]", "MODEL_POLICY", "`x-model: NAME`", "SIGHUP"] {
+        assert!(help.stdout.contains(text), "expected {text} in {}", help.stdout);
+    }
     assert_eq!(run(&mut app("--version")), Stopped::new(0, concat!("app ", env!("CARGO_PKG_VERSION"), "\n"), ""));
     for wrong in [app("serv"), {
         let mut two = app("serve");

@@ -9,6 +9,7 @@
 //! format   what a file is by its content: safetensors, GGUF, ONNX, a pickle, a Git LFS pointer, an HTML page
 //! verify   a file against its digest -> Finding
 //! runtime  for apps: verify and open models below MODEL_ROOT
+//! live     for apps: models that are exchanged while they are served
 //! build    for build scripts: models.lock -> constants
 //! ```
 //!
@@ -19,6 +20,7 @@ pub mod codec;
 pub mod digest;
 pub mod format;
 pub mod human;
+pub mod live;
 pub mod lock;
 pub mod path;
 pub mod runtime;

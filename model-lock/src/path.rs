@@ -17,6 +17,12 @@ pub struct ParsePathError {
 }
 
 impl ParsePathError {
+    /// Why, without what: `has an empty component`.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        self.reason
+    }
+
     fn new(what: &'static str, text: &str, reason: &'static str) -> Self {
         Self { what, text: text.chars().take(300).flat_map(char::escape_debug).collect(), reason }
     }

@@ -49,6 +49,15 @@ impl Refusal {
             Problem::Failed(_) => None,
         }
     }
+
+    /// What the system said, for a file that could not be read.
+    #[must_use]
+    pub fn failure(&self) -> Option<&io::Error> {
+        match &self.0 {
+            Problem::Finding(_) => None,
+            Problem::Failed(failure) => Some(&failure.error),
+        }
+    }
 }
 
 impl fmt::Display for Refusal {
@@ -91,22 +100,41 @@ impl ModelRoot {
 
     /// Reads `file` in one pass: the bytes that were verified are the bytes that come back.
     pub fn read(&self, file: &ModelFile<'_>, verify: Verify) -> Result<Vec<u8>, Refusal> {
-        let mut bytes = Vec::with_capacity(usize::try_from(file.size).unwrap_or(0));
-        let mut opened = self.look(file, verify, |chunk| bytes.extend_from_slice(chunk))?;
+        let failed = |error: io::Error| {
+            Refusal(Problem::Failed(Failure { model: file.model.to_owned(), at: self.path(file), error }))
+        };
+        // Memory is asked for when a file of that size is there, not when a lock says so; and it is asked for politely:
+        // a model that does not fit is no reason to end a process that serves another one.
+        let size = usize::try_from(file.size).unwrap_or(usize::MAX);
+        let mut bytes = Vec::new();
+        let mut room = Ok(());
+        let mut opened = self.look(file, verify, |chunk| {
+            if bytes.is_empty() && room.is_ok() {
+                room = bytes.try_reserve_exact(size);
+            }
+            // A file that grows while it is read is refused at its end, and takes no more memory until then.
+            if room.is_ok() && chunk.len() <= size - bytes.len() {
+                bytes.extend_from_slice(chunk);
+            }
+        })?;
+        room.map_err(|error| failed(io::Error::new(io::ErrorKind::OutOfMemory, error)))?;
         if verify != Verify::Full {
-            io::Read::read_to_end(&mut opened, &mut bytes).map_err(|error| {
-                let (model, at) = (file.model.to_owned(), self.path(file));
-                Refusal(Problem::Failed(Failure { model, at, error }))
-            })?;
+            io::Read::read_to_end(&mut opened, &mut bytes).map_err(failed)?;
         }
         Ok(bytes)
     }
 
     /// Verifies every file of `models` on all cores and gives every refusal, not the first.
     pub fn verify(&self, models: &[Model<'_>], verify: Verify) -> Result<(), Vec<Refusal>> {
-        let files: Vec<&ModelFile<'_>> = models.iter().flat_map(|model| model.files).collect();
-        let refusals: Vec<_> = parallel(&files, |file| self.open(file, verify).err()).into_iter().flatten().collect();
+        let files: Vec<_> = models.iter().flat_map(|model| model.files).copied().collect();
+        let refusals = self.verify_files(&files, verify);
         if refusals.is_empty() { Ok(()) } else { Err(refusals) }
+    }
+
+    /// Verifies `files` on all cores and gives every refusal, in the order of the files.
+    #[must_use]
+    pub fn verify_files(&self, files: &[ModelFile<'_>], verify: Verify) -> Vec<Refusal> {
+        parallel(files, |file| self.open(file, verify).err()).into_iter().flatten().collect()
     }
 
     fn look(&self, file: &ModelFile<'_>, verify: Verify, each: impl FnMut(&[u8])) -> Result<File, Refusal> {
@@ -159,7 +187,7 @@ fn why_missing(target: &Path) -> String {
 }
 
 /// `user 65532`, where the system tells without a call that needs `unsafe`.
-fn this_user() -> String {
+pub(crate) fn this_user() -> String {
     use std::os::unix::fs::MetadataExt as _;
     std::fs::metadata("/proc/self").map_or_else(|_| "this user".to_owned(), |me| format!("user {}", me.uid()))
 }

@@ -1,19 +1,21 @@
 //! The built binary as a child process, and an HTTP client of the little that the tests need.
+#![allow(dead_code, reason = "each test file uses its part")]
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use model_lock::{ModelLock, codec};
 use tempfile::TempDir;
 
 /// The longest that anything here may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-fn workspace() -> PathBuf {
+pub(crate) fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
@@ -92,34 +94,55 @@ pub(crate) struct Service {
     pub(crate) address: SocketAddr,
     /// The lines up to the one with the address.
     pub(crate) log: Vec<String>,
-    stderr: BufReader<ChildStderr>,
-    _models: TempDir,
+    /// The lines that follow, as they come.
+    lines: Receiver<String>,
+    models: TempDir,
 }
 
 impl Service {
+    /// With a copy of the locked models.
     pub(crate) fn start(environment: &[(&str, &str)]) -> Self {
-        let models = models();
+        Self::start_with(models(), environment)
+    }
+
+    pub(crate) fn start_with(models: TempDir, environment: &[(&str, &str)]) -> Self {
         let mut command = app("serve");
         command.env("MODEL_ROOT", models.path()).env("LISTEN", "127.0.0.1:0").envs(environment.iter().copied());
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let (sender, lines) = mpsc::channel();
+        // Ends with the child, or with the first line after the receiver is gone.
+        std::thread::spawn(move || stderr.lines().map_while(Result::ok).all(|line| sender.send(line).is_ok()));
         let mut log = Vec::new();
         let address = loop {
-            let mut line = String::new();
-            assert_ne!(stderr.read_line(&mut line).unwrap(), 0, "stopped before it listened: {log:?}");
-            log.push(line.trim_end().to_owned());
-            if let Some(address) = line.trim_end().strip_prefix("listening on http://") {
+            let line = lines.recv_timeout(PATIENCE);
+            let line = line.unwrap_or_else(|cause| panic!("{cause} before it listened: {log:?}"));
+            log.push(line);
+            if let Some(address) = log.last().unwrap().strip_prefix("listening on http://") {
                 break address.parse().unwrap();
             }
         };
-        Self { child, address, log, stderr, _models: models }
+        Self { child, address, log, lines, models }
+    }
+
+    /// The folder that it takes for `/models`.
+    pub(crate) fn models(&self) -> &Path {
+        self.models.path()
+    }
+
+    /// The next line of the log.
+    pub(crate) fn next_line(&self) -> String {
+        self.lines.recv_timeout(PATIENCE).expect("another line of the log")
+    }
+
+    /// Sends SIGHUP and returns the line that says what came of it.
+    pub(crate) fn reload(&self) -> String {
+        send_signal(&self.child, "HUP");
+        self.next_line()
     }
 
     pub(crate) fn client(&self) -> Client {
-        let stream = TcpStream::connect_timeout(&self.address, PATIENCE).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_nodelay(true).unwrap();
-        Client { stream: BufReader::new(stream) }
+        Client::connect(self.address)
     }
 
     /// Returns once the port takes no connection any more.
@@ -135,10 +158,9 @@ impl Service {
         wait(&mut self.child)
     }
 
+    /// What a service that has stopped said last.
     pub(crate) fn rest_of_log(&mut self) -> String {
-        let mut text = String::new();
-        self.stderr.read_to_string(&mut text).unwrap();
-        text
+        std::iter::from_fn(|| self.lines.recv_timeout(PATIENCE).ok()).map(|line| line + "\n").collect()
     }
 }
 
@@ -169,12 +191,24 @@ impl Answer {
 }
 
 impl Client {
+    pub(crate) fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect_timeout(&address, PATIENCE).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self { stream: BufReader::new(stream) }
+    }
+
     pub(crate) fn get(&mut self, path: &str) -> Answer {
         self.request("GET", path, "", "")
     }
 
     pub(crate) fn predict(&mut self, body: &str) -> Answer {
         self.request("POST", "/v1/predict", "application/json", body)
+    }
+
+    /// Asks the model with this name.
+    pub(crate) fn predict_by(&mut self, model: &str, body: &str) -> Answer {
+        self.request("POST", "/v1/predict", &format!("application/json\r\nX-Model: {model}"), body)
     }
 
     /// An empty content type is left out.
