@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use model_lock::LockedLayer;
 use xshell::{Shell, cmd};
 
+use crate::cargo_config;
 use crate::console::Console;
 use crate::declare::{Declaration, DeclaredImage};
 use crate::error::{Failure, Kind, OrFail as _, Result};
@@ -36,10 +37,10 @@ pub struct Cargo {
     pub offline: bool,
 }
 
-/// Variables that compiling needs and that reach no byte: where tools and registries are and how they are reached.
-/// Compilers and linkers for other targets are among them: naming one is how cross compiling is set up.
+/// Variables that compiling needs and that reach no byte: where tools and registries are and how they are reached. A
+/// linker for another target belongs into the workspace's .cargo/config.toml, where it is part of the commit.
 fn hands_on(name: &str) -> bool {
-    const NAMES: [&str; 19] = [
+    const NAMES: [&str; 17] = [
         "PATH",
         "HOME",
         "USER",
@@ -57,15 +58,11 @@ fn hands_on(name: &str) -> bool {
         "NUM_JOBS",
         "HTTP_TIMEOUT",
         "GIT_SSH_COMMAND",
-        "CC",
-        "AR",
     ];
-    const PREFIXES: [&str; 7] =
-        ["CARGO_REGISTR", "CARGO_NET_", "CARGO_HTTP_", "CARGO_SOURCE_", "CC_", "AR_", "RUSTUP_DIST"];
+    const PREFIXES: [&str; 5] = ["CARGO_REGISTR", "CARGO_NET_", "CARGO_HTTP_", "CARGO_SOURCE_", "RUSTUP_DIST"];
     NAMES.contains(&name)
         || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
         || name.to_ascii_lowercase().ends_with("_proxy")
-        || (name.starts_with("CARGO_TARGET_") && name.ends_with("_LINKER"))
 }
 
 /// The target triple for `platform`: the declared one, else musl where its standard library is installed, else GNU.
@@ -140,6 +137,9 @@ pub fn compile(
         }
     }
     command = command.env("CARGO_ENCODED_RUSTFLAGS", flags(declaration, cargo, &folder)?.join("\x1f"));
+    if let Some(linker) = cargo_config::linker(&declaration.root, &home(cargo), target)? {
+        command = command.env(format!("CARGO_TARGET_{}_LINKER", target.to_uppercase().replace('-', "_")), linker);
+    }
     command = command.env("CARGO_INCREMENTAL", "0").env("LC_ALL", "C").env("TZ", "UTC");
     if command.ignore_status().output_to_stderr()? {
         let at = folder.join(target).join("release").join(bin);
@@ -153,8 +153,7 @@ pub fn compile(
 /// Static, and the places that compilers write into programs under names that are the same everywhere. The last
 /// remapping that fits wins, so the target folder, which is mostly inside the workspace, comes last.
 fn flags(declaration: &Declaration, cargo: &Cargo, folder: &Path) -> Result<Vec<String>> {
-    let variable = |name: &str| cargo.environment.get(std::ffi::OsStr::new(name)).map(PathBuf::from);
-    let home = variable("CARGO_HOME").or_else(|| variable("HOME").map(|home| home.join(".cargo"))).unwrap_or_default();
+    let home = home(cargo);
     let remap = |from: &Path, to: &str| format!("--remap-path-prefix={}={to}", from.display());
     let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
     if home.is_absolute() {
@@ -166,6 +165,12 @@ fn flags(declaration: &Declaration, cargo: &Cargo, folder: &Path) -> Result<Vec<
     flags.push(remap(&declaration.root, "/src"));
     flags.push(remap(folder, "/target"));
     Ok(flags)
+}
+
+/// Cargo's home.
+fn home(cargo: &Cargo) -> PathBuf {
+    let variable = |name: &str| cargo.environment.get(std::ffi::OsStr::new(name)).map(PathBuf::from);
+    variable("CARGO_HOME").or_else(|| variable("HOME").map(|home| home.join(".cargo"))).unwrap_or_default()
 }
 
 /// The compiler's folder and the commit that it was built from.

@@ -165,6 +165,50 @@ impl Console {
     }
 }
 
+impl Console {
+    /// The steps of a build that sends `total` bytes first.
+    #[must_use]
+    pub fn steps(&self, verb: &str, message: &str, total: u64) -> Steps {
+        Steps { console: *self, bar: self.progress(verb, message, total) }
+    }
+
+    /// What a program that is followed prints, as it prints it.
+    pub fn follow(&self, bytes: &[u8]) {
+        // A closed stderr is the reader's decision, not an error.
+        let _ = io::stderr().lock().write_all(bytes);
+    }
+}
+
+/// The steps of a long work that somebody else does: one line for each that is done, and on a terminal a last line for
+/// what is being done. Threads share it.
+#[derive(Debug)]
+pub struct Steps {
+    console: Console,
+    bar: Progress,
+}
+
+impl Steps {
+    /// So many bytes more were sent.
+    pub fn add(&self, bytes: u64) {
+        self.bar.add(bytes);
+    }
+
+    /// A step was begun.
+    pub fn now(&self, message: &str) {
+        self.bar.0.set_message(printable(message).into_owned());
+    }
+
+    /// A step is done.
+    pub fn done(&self, verb: &str, message: &str) {
+        self.bar.0.suspend(|| self.console.status(verb, message));
+    }
+
+    /// A line that a step printed, which only `-v` shows.
+    pub fn detail(&self, line: &str) {
+        self.bar.0.suspend(|| self.console.detail("|", || line.to_owned()));
+    }
+}
+
 /// The progress of one long work. Threads share it.
 #[derive(Debug)]
 pub struct Progress(ProgressBar);

@@ -7,19 +7,17 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, FileTimes, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use model_lock::{Digest, ModelLock};
 
+use crate::dockerfile::FOLDER;
 use crate::error::{Kind, OrFail as _, Result};
 use crate::plan::{ImagePlan, ModelLayer};
 use crate::stamp::Stamps;
 use crate::verify::VerifiedModels;
 use crate::write;
-
-/// The folder, beside the workspace's Cargo.toml; git ignores it.
-pub const FOLDER: &str = ".context";
 
 /// Stages the plan's model layers and removes those that `lock` no longer has. Gives the number of bytes copied.
 pub fn stage(root: &Path, plan: &ImagePlan, lock: &ModelLock, models: &VerifiedModels, stamps: &Stamps) -> Result<u64> {
@@ -51,9 +49,32 @@ pub fn stage(root: &Path, plan: &ImagePlan, lock: &ModelLock, models: &VerifiedM
     Ok(copied)
 }
 
+/// Whether the folder holds the layer's files, as they were staged, and nothing else: the builder copies all of it.
 fn is_staged(place: &Path, layer: &ModelLayer, stamps: &Stamps) -> bool {
     let at = |file: &model_lock::LockedFile| place.join(layer.target.join(&file.path).trim_start_matches('/'));
-    layer.files.iter().all(|file| stamps.trusts(&at(file), file.digest))
+    let expected: BTreeSet<PathBuf> = layer.files.iter().map(at).collect();
+    let mut found = BTreeSet::new();
+    list(place, &mut found).is_ok()
+        && found == expected
+        && layer.files.iter().all(|file| stamps.trusts(&at(file), file.digest))
+}
+
+/// Everything below `folder` that is no folder, and every folder with nothing in it.
+#[expect(clippy::disallowed_methods, reason = "the set is sorted")]
+fn list(folder: &Path, found: &mut BTreeSet<PathBuf>) -> io::Result<()> {
+    let mut entries = fs::read_dir(folder)?.peekable();
+    if entries.peek().is_none() {
+        found.insert(folder.to_owned());
+    }
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            list(&entry.path(), found)?;
+        } else {
+            found.insert(entry.path());
+        }
+    }
+    Ok(())
 }
 
 /// `fs::copy` shares blocks where the file system can.

@@ -9,7 +9,7 @@ use model_lock::lock::colliding_targets;
 use model_lock::{ModelName, TargetPath};
 use serde_json::{Map, Value};
 
-use crate::error::{Failure, Kind, OrFail as _, Result};
+use crate::error::{Failure, Kind, Result};
 use crate::oci::reference::Reference;
 use crate::source::Source;
 
@@ -442,6 +442,12 @@ fn image(
             format!("is `{target}`, expected a triple for Linux, as in `x86_64-unknown-linux-musl`"),
         );
     }
+    for (key, value) in [("license", &package.license), ("repository", &package.repository)] {
+        if let Some(text) = value.as_ref().filter(|text| text.chars().any(char::is_control)) {
+            let text = text.escape_debug();
+            problems.0.push(format!("`{manifest}`: `package.{key}` has a control character: `{text}`"));
+        }
+    }
     let bin = bin(package, &table, problems);
     Some(DeclaredImage {
         package: package.name.to_string(),
@@ -568,13 +574,4 @@ fn member(
     depends_on.dedup();
     let folder = manifest.strip_suffix("Cargo.toml").unwrap_or(manifest).trim_end_matches('/').to_owned();
     Member { name: package.name.to_string(), folder, targets, depends_on }
-}
-
-/// Reads a text file of the workspace.
-pub fn read_text(path: &Path) -> Result<Option<String>> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).or_fail(Kind::Io, || format!("failed to read `{}`", path.display())),
-    }
 }

@@ -5,9 +5,12 @@
 
 use std::fmt::Write as _;
 
-use crate::context::FOLDER;
 use crate::declare::{Member, Strategy};
 use crate::plan::{ImagePlan, Text};
+use crate::quote::shell;
+
+/// The folder of the build context that holds the models, beside the workspace's Cargo.toml; git ignores it.
+pub const FOLDER: &str = ".context";
 
 /// A Dockerfile and the ignore file that BuildKit reads beside it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -200,16 +203,6 @@ fn json(words: &[impl AsRef<str>]) -> String {
     let words: Vec<&str> = words.iter().map(AsRef::as_ref).collect();
     let quoted: Vec<String> = words.iter().map(|word| serde_json::to_string(word).unwrap_or_default()).collect();
     format!("[{}]", quoted.join(", "))
-}
-
-/// One word for a POSIX shell: as it is where that is safe, else in single quotes.
-#[must_use]
-pub fn shell(word: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_./-+:@%".contains(&byte);
-    if !word.is_empty() && word.bytes().all(plain) {
-        return word.to_owned();
-    }
-    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 /// An allow list: `.git`, `target` and caches never reach the builder, and a model only under its digest.

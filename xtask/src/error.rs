@@ -20,6 +20,8 @@ pub enum Kind {
     Integrity = 4,
     /// A file or folder of this machine cannot be read or written.
     Io = 6,
+    /// An engine cannot be reached, or fails at what it is asked to do.
+    Engine = 7,
     /// It could be done, and is refused.
     Policy = 8,
     /// A program that was called (cargo, git) failed.
@@ -32,7 +34,7 @@ impl Kind {
     pub fn exit(self) -> u8 {
         match self {
             Self::Lock | Self::Integrity => 1,
-            Self::Usage | Self::Io | Self::Policy | Self::Program => 2,
+            Self::Usage | Self::Io | Self::Engine | Self::Policy | Self::Program => 2,
         }
     }
 }

@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::compile::Cargo;
 use crate::console::{Color, Console, Format};
 use crate::declare::Strategy;
+use crate::engine::endpoint::Environment;
 use crate::error::{Kind, OrFail as _, Result};
 use crate::mounts::KubernetesVolume;
 use crate::oci::reference::Reference;
@@ -105,6 +106,18 @@ pub struct Image {
     /// Print the digest that the image would have, without a model byte and without writing anything but the app
     #[arg(long, conflicts_with = "output")]
     pub print_digest: bool,
+    /// What makes the image: this program, or the engine from the Dockerfile
+    #[arg(long, value_name = "BUILDER", value_enum, default_value_t)]
+    pub builder: Builder,
+    /// Load the image into the engine, and write it nowhere else unless `--output` says so
+    #[arg(long, conflicts_with_all = ["check", "dry_run", "print_digest"])]
+    pub load: bool,
+    /// An argument of the Dockerfile, as in `BUILDER=name@sha256:…` (with `--builder docker`)
+    #[arg(long = "build-arg", value_name = "NAME=VALUE", value_parser = build_arg)]
+    pub build_args: Vec<(String, String)>,
+    /// The network of the Dockerfile's RUN steps, as in `host` (with `--builder docker`)
+    #[arg(long, value_name = "MODE")]
+    pub network: Option<String>,
     /// The image's name [default: PKG:embed or PKG:mount]
     #[arg(long, value_name = "REF")]
     pub tag: Option<Reference>,
@@ -120,6 +133,25 @@ pub struct Image {
     /// What the image runs on, as in `linux/arm64` [default: Linux on this machine's processor]
     #[arg(long)]
     pub platform: Option<Platform>,
+}
+
+/// What makes an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Builder {
+    /// This program. It needs no engine.
+    #[default]
+    Oci,
+    /// Docker Engine, from the Dockerfile.
+    Docker,
+}
+
+fn build_arg(text: &str) -> std::result::Result<(String, String), String> {
+    let first = |name: &str| name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    let fits = |name: &str| first(name) && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    match text.split_once('=').filter(|(name, _)| fits(name)) {
+        Some((name, value)) => Ok((name.to_owned(), value.to_owned())),
+        None => Err("it is not `NAME=VALUE`".to_owned()),
+    }
 }
 
 /// How models that state no strategy reach the container.
@@ -180,4 +212,21 @@ pub fn source_date_epoch() -> Result<Option<u64>> {
         .map(Some)
         .ok_or("it is not a whole number of seconds since 1970")
         .or_fail(Kind::Usage, || format!("failed to read `SOURCE_DATE_EPOCH={}`", text.escape_debug()))
+}
+
+/// What the environment says of the engine.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "this is where flags are read")]
+pub fn engine() -> Environment {
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    let text = |name: &str| variable(name).map(|value| value.to_string_lossy().into_owned());
+    let home = || variable("HOME").map(|home| PathBuf::from(home).join(".docker"));
+    Environment {
+        host: text("DOCKER_HOST"),
+        context: text("DOCKER_CONTEXT"),
+        config: variable("DOCKER_CONFIG").map(PathBuf::from).or_else(home),
+        tls: variable("DOCKER_TLS_VERIFY").is_some(),
+        certificates: variable("DOCKER_CERT_PATH").map(PathBuf::from),
+        runtime: variable("XDG_RUNTIME_DIR").map(PathBuf::from),
+    }
 }

@@ -45,7 +45,7 @@ pub fn commit(root: &Path) -> Result<Option<Commit>> {
     let text = String::from_utf8_lossy(&log.stdout).trim().to_owned();
     let (id, time) = text.split_once('/').unwrap_or((&text, ""));
     let time = time.parse().or_fail(Kind::Program, || format!("failed to read the commit's time from `{text}`"))?;
-    let status = cmd!(shell, "git status --porcelain -- .")
+    let status = cmd!(shell, "git status --porcelain --untracked-files=normal --ignore-submodules=none -- .")
         .quiet()
         .ignore_stderr()
         .read()

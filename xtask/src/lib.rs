@@ -9,12 +9,15 @@
 //! ImagePlan -dockerfile> Dockerfile    ImagePlan -oci::assemble> Image -layout|archive> files
 //! ```
 
+pub mod build_context;
+pub mod cargo_config;
 pub mod commands;
 pub mod compile;
 pub mod console;
 pub mod context;
 pub mod declare;
 pub mod dockerfile;
+pub mod engine;
 pub mod error;
 pub mod flags;
 pub mod git;
@@ -22,6 +25,7 @@ pub mod lockfile;
 pub mod mounts;
 pub mod oci;
 pub mod plan;
+pub mod quote;
 pub mod resolve;
 pub mod source;
 pub mod stamp;

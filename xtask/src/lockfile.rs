@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use model_lock::ModelLock;
 use model_lock::codec::{self, FILE_NAME, ParseLockError};
 
-use crate::declare::{Declaration, read_text};
+use crate::declare::Declaration;
 use crate::error::{Failure, Kind, Result};
 use crate::resolve::stale;
+use crate::write;
 
 /// Where models.lock is.
 #[must_use]
@@ -15,15 +16,26 @@ pub fn path(declaration: &Declaration) -> PathBuf {
     declaration.root.join(FILE_NAME)
 }
 
-/// The text of models.lock, if there is one.
-pub fn text(declaration: &Declaration) -> Result<Option<String>> {
-    read_text(&path(declaration))
+/// The bytes of models.lock, if there is one.
+pub fn bytes(declaration: &Declaration) -> Result<Option<Vec<u8>>> {
+    write::read(&path(declaration))
+}
+
+/// The lock with these bytes.
+pub fn parse(bytes: &[u8]) -> std::result::Result<ModelLock, ParseLockError> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => codec::parse(text),
+        Err(error) => {
+            let line = bytes[..error.valid_up_to()].split(|byte| *byte == b'\n').count();
+            Err(ParseLockError::Toml(format!("line {line}: is not UTF-8")))
+        }
+    }
 }
 
 /// The lock, whether or not it fits the declaration; an empty one where nothing is declared and there is no file.
 pub fn read(declaration: &Declaration) -> Result<ModelLock> {
-    match text(declaration)? {
-        Some(text) => codec::parse(&text).map_err(unreadable),
+    match bytes(declaration)? {
+        Some(bytes) => parse(&bytes).map_err(unreadable),
         None if declaration.models.is_empty() => Ok(ModelLock::default()),
         None => Err(Failure::new(Kind::Lock, "models.lock does not exist")
             .help("run `cargo xtask lock` and commit models.lock")),

@@ -15,8 +15,8 @@ use crate::console::Console;
 use crate::declare::{Declaration, DeclaredModel};
 use crate::error::{Failure, Kind, OrFail as _, Result};
 use crate::oci::layer::{Recipe, group};
-use crate::source::Source;
 use crate::source::local::{self, Filter};
+use crate::source::{Source, redacted};
 
 /// Resolves every declared model.
 pub fn resolve(declaration: &Declaration, console: &Console) -> Result<ModelLock> {
@@ -75,10 +75,18 @@ fn list(root: &Path, model: &DeclaredModel) -> Result<Vec<Listed>> {
             .help("download the files into the workspace and name their folder as the source"));
         }
     };
-    let files = local::list(root, path, &Filter::new(&model.include, &model.exclude)).map_err(|mut failure| {
+    let listing = local::list(root, path, &Filter::new(&model.include, &model.exclude)).map_err(|mut failure| {
         failure.message = format!("model `{name}`: {}", failure.message);
         failure
     })?;
+    if !listing.refused.is_empty() {
+        let lines = listing.refused.iter().map(|(name, why)| format!("`{}` {why}", name.escape_debug()));
+        let message = format!("model `{name}`: `{path}` has files that cannot be part of a model");
+        return Err(Failure::new(Kind::Policy, message)
+            .details(lines)
+            .help("remove or rename them, or leave them out with `exclude` in Cargo.toml"));
+    }
+    let files = listing.files;
     if files.is_empty() {
         let there = root.join(path.as_str()).exists();
         let message =
@@ -97,18 +105,6 @@ fn list(root: &Path, model: &DeclaredModel) -> Result<Vec<Listed>> {
             Ok(Listed { path, at, size })
         })
         .collect()
-}
-
-/// Scheme, host and path of a URL: neither user information nor query may reach a message.
-fn redacted(url: &str) -> String {
-    let plain = url.split(['?', '#']).next().unwrap_or_default();
-    match plain.split_once("://") {
-        Some((scheme, rest)) => {
-            let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
-            format!("{scheme}://{}/{path}", host.rsplit('@').next().unwrap_or_default())
-        }
-        None => plain.to_owned(),
-    }
 }
 
 type Refusal = (String, Vec<String>, Option<String>);
@@ -205,12 +201,13 @@ pub fn stale(declaration: &Declaration, lock: &ModelLock) -> Vec<String> {
                 lines.push(format!("`{}`: {what} `{declared}` in Cargo.toml, `{locked}` locked", model.name));
             }
         };
-        compare("source", model.source.to_string(), locked.source.clone());
+        compare("source", redacted(&model.source.to_string()), redacted(&locked.source));
         compare("target", model.target.to_string(), locked.target.to_string());
         compare("license", model.license.clone().unwrap_or_default(), locked.license.clone().unwrap_or_default());
         compare("include", model.include.join(", "), locked.include.join(", "));
         compare("exclude", model.exclude.join(", "), locked.exclude.join(", "));
-        compare("mirrors", model.mirrors.join(", "), locked.mirrors.join(", "));
+        let plain = |urls: &[String]| urls.iter().map(|url| redacted(url)).collect::<Vec<_>>().join(", ");
+        compare("mirrors", plain(&model.mirrors), plain(&locked.mirrors));
     }
     for locked in lock.models() {
         if !declaration.models.iter().any(|model| model.name == locked.name) {

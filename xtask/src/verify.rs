@@ -65,22 +65,29 @@ pub fn locate<'a>(
         ));
     };
     let top = root.join(source.as_str());
-    let is_file = locked.files.len() == 1 && !top.is_dir();
+    // A source that is a file: the model's one file has the source's name, and is not below it.
+    let is_file = matches!(locked.files.as_slice(), [only]
+        if Some(only.path.as_str()) == source.components().last() && top.join(only.path.as_str()).symlink_metadata().is_err());
     let at = |path: &RelPath| if is_file { top.clone() } else { top.join(path.as_str()) };
     let located =
         locked.model_files().zip(&locked.files).map(|(file, locked)| Located { file, at: at(&locked.path) }).collect();
-    let listed = local::list(root, source, &Filter::new(&model.include, &model.exclude))?;
-    let extra = listed.into_iter().filter(|(path, _)| !is_file && !locked.files.iter().any(|file| file.path == *path));
-    let extra = extra.map(|(path, at)| Finding {
-        model: locked.name.to_string(),
-        path: path.to_string(),
-        kind: FindingKind::Extra,
-        expected: None,
-        found: at.metadata().ok().map(|metadata| Content { size: metadata.len(), digest: None }),
-        at,
-        cause: None,
-    });
-    Ok((located, extra.collect()))
+    let mut extra = Vec::new();
+    if !is_file {
+        let listing = local::list(root, source, &Filter::new(&model.include, &model.exclude))?;
+        let files = listing.files.into_iter().map(|(path, at)| (path.to_string(), at, None));
+        // What stands in the place of a locked file is judged there.
+        let refused =
+            listing.refused.into_iter().map(|(name, why)| (name.clone(), top.join(name), Some(format!("it {why}"))));
+        for (path, at, cause) in files.chain(refused) {
+            if !locked.files.iter().any(|file| file.path.as_str() == path) {
+                let found = at.metadata().ok().filter(std::fs::Metadata::is_file);
+                let found = found.map(|metadata| Content { size: metadata.len(), digest: None });
+                let (model, kind) = (locked.name.to_string(), FindingKind::Extra);
+                extra.push(Finding { model, path, kind, expected: None, found, at, cause });
+            }
+        }
+    }
+    Ok((located, extra))
 }
 
 /// Verifies `models` on all cores. With `stamps`, a file that looks as it did when it was last verified is not read.
@@ -168,7 +175,7 @@ impl Report {
         };
         let folder = self.findings.iter().find_map(|finding| finding.at.parent());
         let place = folder.map(|folder| folder.strip_prefix(&self.root).unwrap_or(folder).display().to_string());
-        let place = crate::dockerfile::shell(&place.unwrap_or_default());
+        let place = crate::quote::shell(&place.unwrap_or_default());
         Failure::new(Kind::Integrity, message).details(details).help(format!(
             "restore what is locked (`git checkout -- {place}`), or run `cargo xtask lock` if the change is meant"
         ))

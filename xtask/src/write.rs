@@ -1,4 +1,4 @@
-//! Files are written beside their place, synced, and renamed into it: whoever reads sees the old file or the new one,
+//! Files of the workspace, read whole and written safely. They are written beside their place, synced, and renamed into it: whoever reads sees the old file or the new one,
 //! whenever the writer is killed. A temporary file that was left behind is overwritten by the next run.
 
 use std::fs::{self, File};
@@ -51,6 +51,15 @@ fn temporary(path: &Path) -> Result<PathBuf> {
     Ok(path.with_file_name(hidden))
 }
 
+/// The bytes of the file at `path`, if there is one.
+pub fn read(path: &Path) -> Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).or_fail(Kind::Io, || format!("failed to read `{}`", path.display())),
+    }
+}
+
 /// Creates the folder and its parents.
 pub fn folder(path: &Path) -> Result<()> {
     fs::create_dir_all(path).or_fail(Kind::Io, || format!("failed to create the folder `{}`", path.display()))
@@ -81,11 +90,11 @@ pub fn generated_bytes(path: &Path, bytes: &[u8]) -> Result<Outcome> {
 
 /// Compares a generated text file with what it should be; line ends may be CRLF. `command` is what writes it.
 pub fn check(path: &Path, name: &str, text: &str, command: &str) -> Result<()> {
-    let Some(old) = crate::declare::read_text(path)? else {
+    let Some(old) = read(path)? else {
         return Err(Failure::new(Kind::Lock, format!("`{name}` does not exist"))
             .help(format!("run `{command}` and commit {name}")));
     };
-    let old = old.replace("\r\n", "\n");
+    let old = String::from_utf8_lossy(&old).replace("\r\n", "\n");
     if old == text {
         return Ok(());
     }

@@ -6,13 +6,15 @@ use model_lock::human;
 use model_lock::verify::parallel;
 use serde_json::json;
 
+use super::engine;
 use super::prepare::{Assembled, Dockerfile, Planned, Request, prepare, shown};
 use crate::console::{Console, Progress};
 use crate::context;
 use crate::declare::{DeclaredModel, Strategy};
 use crate::dockerfile;
+use crate::engine::Engine;
 use crate::error::{Failure, Kind, OrFail as _, Result};
-use crate::flags::{Global, Image as Flags};
+use crate::flags::{Builder, Global, Image as Flags};
 use crate::mounts::{KubernetesVolume, Pinned, RuntimeManifest};
 use crate::oci::archive;
 use crate::oci::assemble::{Image, assemble_models};
@@ -44,8 +46,15 @@ pub fn run(flags: &Flags, global: &Global, console: &Console) -> Result<()> {
         console.out(&serde_json::to_string_pretty(&planned.to_json()).unwrap_or_default());
         return Ok(());
     }
+    if flags.builder == Builder::Docker {
+        return engine::build(&planned, flags, console);
+    }
+    let engine = if flags.load { Some(engine::connect(console)?) } else { None };
     let assembled = planned.assemble(global, console)?;
-    let place = if flags.print_digest { None } else { Some(Work::begin(&planned, console)?.write(&assembled, flags)?) };
+    let place = match flags.print_digest {
+        true => None,
+        false => Work::begin(&planned, console)?.write(&assembled, flags, engine.as_ref())?,
+    };
     report(&planned, &assembled.image, place.as_deref(), console);
     Ok(())
 }
@@ -63,7 +72,7 @@ fn check(planned: &Planned, console: &Console) -> Result<()> {
 }
 
 /// An image on its way to the disk.
-struct Work<'a> {
+pub(super) struct Work<'a> {
     planned: &'a Planned,
     console: &'a Console,
     stamps: Stamps,
@@ -72,7 +81,7 @@ struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
-    fn begin(planned: &'a Planned, console: &'a Console) -> Result<Self> {
+    pub(super) fn begin(planned: &'a Planned, console: &'a Console) -> Result<Self> {
         if planned.plan.base.is_some() {
             let name = &planned.rendered.name;
             return Err(Failure::new(Kind::Usage, "the built-in builder makes images on `scratch` only, so far")
@@ -89,16 +98,20 @@ impl<'a> Work<'a> {
         Ok(Self { planned, console, stamps: Stamps::load(folder.join("stamps.json")), _guard: guard })
     }
 
-    /// Writes the image where it is wanted and says where that is.
-    fn write(&self, assembled: &Assembled, flags: &Flags) -> Result<PathBuf> {
+    /// Writes the image where it is wanted, which may be an engine only, and says where that is.
+    fn write(&self, assembled: &Assembled, flags: &Flags, engine: Option<&Engine>) -> Result<Option<PathBuf>> {
         let output = flags.output.as_deref();
         let result = match output.filter(|path| path.extension().is_some_and(|extension| extension == "tar")) {
-            Some(archive) => self.write_archive(assembled, archive),
-            None => self.write_layout(assembled, output),
+            Some(archive) => self.write_archive(assembled, archive).map(Some),
+            None if engine.is_some() && output.is_none() => Ok(None),
+            None => self.write_layout(assembled, output).map(Some),
         };
         // Also after a failure: what was read once need not be read again.
         self.stamps.save()?;
         let place = result?;
+        if let Some(engine) = engine {
+            self.load(engine, assembled)?;
+        }
         if output.is_none() {
             if !self.planned.plan.mounted.is_empty() {
                 self.write_mounts(&assembled.image, flags.kubernetes, flags.model_image)?;
@@ -120,7 +133,7 @@ impl<'a> Work<'a> {
             let copied = context::stage(&declaration.root, plan, lock, &verified, &self.stamps)?;
             if copied > 0 {
                 let size = human::bytes(copied);
-                self.console.status("Staged", format!("{size} in {} for `docker build`", context::FOLDER));
+                self.console.status("Staged", format!("{size} in {} for `docker build`", dockerfile::FOLDER));
             }
         }
         Ok(folder.to_owned())
@@ -185,6 +198,18 @@ impl<'a> Work<'a> {
                 .help("was a file written to meanwhile? run the command again; if it stays so, `cargo xtask lock --check`")),
             },
         }
+    }
+
+    /// Streams the image into the engine and gives its id there.
+    pub(super) fn load(&self, engine: &Engine, assembled: &Assembled) -> Result<String> {
+        let (mut wrong, Assembled { image, layers, .. }) = (Vec::new(), assembled);
+        let loading = engine::Loading { image, layers, reference: &self.planned.reference, stamps: &self.stamps };
+        let loaded = engine::load(engine, &loading, &mut wrong, self.console);
+        if !wrong.is_empty() || loaded.as_ref().is_err_and(|failure| failure.kind == Kind::Io) {
+            // Findings of all models rather than the first byte that is not as it must be.
+            self.verified(&wrong, Strategy::Embed)?;
+        }
+        loaded
     }
 
     fn write_archive(&self, assembled: &Assembled, path: &Path) -> Result<PathBuf> {

@@ -14,15 +14,16 @@ use crate::{lockfile, write};
 /// Runs it.
 pub fn run(flags: &Lock, global: &Global, console: &Console) -> Result<()> {
     let declaration = declare(None)?;
-    let old = lockfile::text(&declaration)?;
-    let parsed = old.as_deref().map(codec::parse);
+    let old = lockfile::bytes(&declaration)?;
+    let parsed = old.as_deref().map(lockfile::parse);
+    let old = old.map(|bytes| String::from_utf8_lossy(&bytes).replace("\r\n", "\n"));
     if let Some(Err(error @ (ParseLockError::Version(_) | ParseLockError::TooLarge(_)))) = parsed {
         // Somebody else's work that this program does not understand: not to be replaced.
         return Err(lockfile::unreadable(error));
     }
     let lock = resolve(&declaration, console)?;
     let text = codec::emit(&lock);
-    let changed = old.as_deref().map(|old| old.replace("\r\n", "\n")) != Some(text.clone());
+    let changed = old.as_ref() != Some(&text);
     if changed && (flags.check || global.locked().is_some()) {
         return Err(refuse(old.as_deref(), &text, global.locked().filter(|_| !flags.check)));
     }
@@ -45,7 +46,7 @@ fn refuse(old: Option<&str>, new: &str, flag: Option<&str>) -> Failure {
     let because = flag.map_or(String::new(), |flag| format!(", but `{flag}` was passed"));
     match old {
         Some(old) => Failure::new(Kind::Lock, format!("models.lock is out of date{because}"))
-            .details([write::diff(FILE_NAME, &old.replace("\r\n", "\n"), new)])
+            .details([write::diff(FILE_NAME, old, new)])
             .help("run `cargo xtask lock` and commit models.lock"),
         None => Failure::new(Kind::Lock, format!("models.lock does not exist{because}"))
             .help("run `cargo xtask lock` and commit models.lock"),

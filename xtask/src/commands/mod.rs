@@ -1,5 +1,6 @@
 //! One file a command: the only files that know the order of the stages.
 
+mod engine;
 pub mod image;
 pub mod lock;
 pub mod prepare;

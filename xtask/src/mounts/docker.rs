@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{RuntimeManifest, bind_argument, mount_argument};
-use crate::dockerfile::shell;
+use crate::quote::shell;
 use model_lock::TargetPath;
 
 pub(super) fn render(manifest: &RuntimeManifest<'_>) -> String {

@@ -48,90 +48,82 @@ impl Filter {
     }
 }
 
-/// Every file of the source, sorted; nothing if there is nothing at the source. A source that is a file is a model of
-/// this one file. All that is refused is told at once.
-pub fn list(workspace: &Path, source: &RelPath, filter: &Filter) -> Result<Vec<File>> {
+/// What is at a source.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// The files that a model can have, sorted.
+    pub files: Vec<File>,
+    /// What can be part of no model: its name within the source, and why.
+    pub refused: Vec<(String, String)>,
+}
+
+/// Lists the source; nothing if there is nothing. A source that is a file is a model of this one file.
+pub fn list(workspace: &Path, source: &RelPath, filter: &Filter) -> Result<Listing> {
     let top = workspace.join(source.as_str());
     let inside = workspace.canonicalize().or_fail(Kind::Io, || format!("failed to read `{}`", workspace.display()))?;
-    let mut refused = Vec::new();
-    let mut files = Vec::new();
+    let mut listing = Listing::default();
     match top.metadata() {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && top.symlink_metadata().is_err() => {
-            return Ok(files);
-        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && top.symlink_metadata().is_err() => {}
         Err(error) => return Err(error).or_fail(Kind::Io, || format!("failed to read `{source}`")),
         Ok(metadata) if metadata.is_dir() => {
             if !top.canonicalize().is_ok_and(|real| real.starts_with(&inside)) {
                 return Err(Failure::new(Kind::Policy, format!("`{source}` is a symbolic link out of the workspace"))
                     .help("move the folder into the workspace, or declare where it is as a URL"));
             }
-            walk(&top, "", &inside, filter, &mut files, &mut refused)?;
+            listing.walk(&top, "", &inside, filter)?;
         }
-        Ok(_) => {
-            let name = source.components().last().unwrap_or_default();
-            if let Some(path) = take(name, &top, &inside, &mut refused) {
-                files.push((path, top));
-            }
-        }
+        Ok(_) => listing.take(source.components().last().unwrap_or_default(), &top, &inside),
     }
-    if refused.is_empty() {
-        files.sort();
-        return Ok(files);
-    }
-    Err(Failure::new(Kind::Policy, format!("`{source}` has files that cannot be part of a model"))
-        .details(refused)
-        .help("remove or rename them, or leave them out with `exclude` in Cargo.toml"))
+    listing.files.sort();
+    Ok(listing)
 }
 
-#[expect(clippy::disallowed_methods, reason = "this is the listing that sorts")]
-fn walk(
-    folder: &Path,
-    prefix: &str,
-    inside: &Path,
-    filter: &Filter,
-    files: &mut Vec<File>,
-    refused: &mut Vec<String>,
-) -> Result<()> {
-    let fail = || format!("failed to read the folder `{}`", folder.display());
-    let mut entries: Vec<_> =
-        fs::read_dir(folder).and_then(Iterator::collect::<std::io::Result<_>>).or_fail(Kind::Io, fail)?;
-    entries.sort_by_key(fs::DirEntry::file_name);
-    for entry in entries {
-        let at = entry.path();
-        let Some(name) = entry.file_name().to_str().map(|name| format!("{prefix}{name}")) else {
-            refused.push(format!("`{}` has a name that is not UTF-8", at.to_string_lossy()));
-            continue;
+impl Listing {
+    #[expect(clippy::disallowed_methods, reason = "this is the listing that sorts")]
+    fn walk(&mut self, folder: &Path, prefix: &str, inside: &Path, filter: &Filter) -> Result<()> {
+        let fail = || format!("failed to read the folder `{}`", folder.display());
+        let mut entries: Vec<_> =
+            fs::read_dir(folder).and_then(Iterator::collect::<std::io::Result<_>>).or_fail(Kind::Io, fail)?;
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries {
+            let at = entry.path();
+            let Some(name) = entry.file_name().to_str().map(|name| format!("{prefix}{name}")) else {
+                let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+                self.refused.push((name, "has a name that is not UTF-8".to_owned()));
+                continue;
+            };
+            if entry.file_type().or_fail(Kind::Io, fail)?.is_dir() {
+                self.walk(&at, &format!("{name}/"), inside, filter)?;
+            } else if !name.parse::<RelPath>().is_ok_and(|path| !filter.takes(&path)) {
+                // A name that can be no path matches no glob either: it is not left out, it is refused.
+                self.take(&name, &at, inside);
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, name: &str, at: &Path, inside: &Path) {
+        let path = match name.parse::<RelPath>() {
+            Ok(path) => path,
+            Err(error) => {
+                self.refused.push((name.to_owned(), error.reason().to_owned()));
+                return;
+            }
         };
-        let kind = entry.file_type().or_fail(Kind::Io, fail)?;
-        if kind.is_dir() {
-            walk(&at, &format!("{name}/"), inside, filter, files, refused)?;
-            continue;
-        }
-        // A name that can be no path can match no glob either: it is refused unless its folder is hidden.
-        if name.parse::<RelPath>().is_ok_and(|path| !filter.takes(&path)) {
-            continue;
-        }
-        if let Some(path) = take(&name, &at, inside, refused) {
-            files.push((path, at));
-        }
-    }
-    Ok(())
-}
-
-fn take(name: &str, at: &Path, inside: &Path, refused: &mut Vec<String>) -> Option<RelPath> {
-    let path = name.parse::<RelPath>().map_err(|error| refused.push(error.to_string())).ok()?;
-    match at.metadata() {
-        Ok(metadata) if metadata.is_file() => {
-            if at.canonicalize().is_ok_and(|real| real.starts_with(inside)) {
-                return Some(path);
+        let why = match at.metadata() {
+            Ok(metadata) if metadata.is_file() => {
+                if at.canonicalize().is_ok_and(|real| real.starts_with(inside)) {
+                    self.files.push((path, at.to_owned()));
+                    return;
+                }
+                "is a symbolic link out of the workspace".to_owned()
             }
-            refused.push(format!("`{name}` is a symbolic link out of the workspace"));
-        }
-        Ok(metadata) if metadata.is_dir() => refused.push(format!("`{name}` is a symbolic link to a folder")),
-        Ok(_) => refused.push(format!("`{name}` is a pipe, socket or device")),
-        Err(error) => refused.push(format!("`{name}` cannot be read: {error}")),
+            Ok(metadata) if metadata.is_dir() => "is a symbolic link to a folder".to_owned(),
+            Ok(_) => "is a pipe, socket or device".to_owned(),
+            Err(error) => format!("cannot be read: {error}"),
+        };
+        self.refused.push((name.to_owned(), why));
     }
-    None
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ impl FromStr for Source {
                 || text.chars().any(|c| c.is_control() || c.is_whitespace())
             {
                 let schemes = SCHEMES.map(|scheme| format!("{scheme}://…")).join(", ");
-                return Err(format!("`{}` is not one of {schemes}", text.escape_debug()));
+                return Err(format!("`{}` is not one of {schemes}", redacted(text).escape_debug()));
             }
             return Ok(Self::Remote(text.to_owned()));
         }
@@ -47,5 +47,18 @@ impl fmt::Display for Source {
             Self::Local(path) => path.fmt(f),
             Self::Remote(url) => f.write_str(url),
         }
+    }
+}
+
+/// Scheme, host and path of a URL: neither user information nor query may reach a message.
+#[must_use]
+pub fn redacted(url: &str) -> String {
+    let plain = url.split(['?', '#']).next().unwrap_or_default();
+    match plain.split_once("://") {
+        Some((scheme, rest)) => {
+            let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+            format!("{scheme}://{}{path}", host.rsplit('@').next().unwrap_or_default())
+        }
+        None => plain.to_owned(),
     }
 }

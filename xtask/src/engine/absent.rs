@@ -1,0 +1,82 @@
+//! The engine where this program was compiled without it: every attempt to connect is refused, so nothing else is ever
+//! called.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+
+use super::endpoint::Endpoint;
+use super::{About, Build, Container, Ended, EngineImage, Publish};
+use crate::console::Steps;
+use crate::error::{Failure, Kind, Result};
+use crate::oci::reference::Reference;
+
+/// There is none.
+pub enum Engine {}
+
+/// There is none.
+pub enum Helper<'a> {
+    /// Cannot be.
+    Never(Engine, std::marker::PhantomData<&'a ()>),
+}
+
+#[expect(missing_docs, reason = "as in `client`")]
+#[expect(clippy::needless_pass_by_value, clippy::unused_self, reason = "as in `client`")]
+impl Engine {
+    pub fn connect(_: &Endpoint) -> Result<Self> {
+        Err(Failure::new(Kind::Engine, "this program was compiled without what talks to engines")
+            .help("compile it with its cargo feature `docker`, or leave the engine out: `--builder oci` needs none"))
+    }
+    pub fn endpoint(&self) -> &Endpoint {
+        match *self {}
+    }
+    pub fn about(&self) -> &About {
+        match *self {}
+    }
+    pub fn image(&self, _: &str) -> Result<Option<EngineImage>> {
+        match *self {}
+    }
+    pub fn tag(&self, _: &str, _: &Reference) -> Result<()> {
+        match *self {}
+    }
+    pub fn require_link(&self) -> Result<()> {
+        match *self {}
+    }
+    pub fn load<T: Send>(&self, _: impl FnOnce(&mut dyn Write) -> Result<T> + Send) -> Result<T> {
+        match *self {}
+    }
+    pub fn build<T: Send>(
+        &self,
+        _: &Build,
+        _: &Steps,
+        _: impl FnOnce(&mut dyn Write) -> Result<T> + Send,
+    ) -> Result<(T, String)> {
+        match *self {}
+    }
+    pub fn run(&self, _: &Container, _: impl FnOnce(&[Publish]), _: impl Fn(&[u8])) -> Result<Ended> {
+        match *self {}
+    }
+    pub fn volume(&self, _: &str) -> Result<Option<BTreeMap<String, String>>> {
+        match *self {}
+    }
+    pub fn create_volume(&self, _: &str, _: &[(&str, &str)]) -> Result<()> {
+        match *self {}
+    }
+    pub fn remove_volume(&self, _: &str) -> Result<()> {
+        match *self {}
+    }
+    pub fn helper(&self, _: &str, _: &str) -> Result<Helper<'_>> {
+        match *self {}
+    }
+}
+
+#[expect(missing_docs, reason = "as in `transfer`")]
+impl Helper<'_> {
+    pub fn upload<T: Send>(&self, _: impl FnOnce(&mut dyn Write) -> Result<T> + Send) -> Result<T> {
+        let Self::Never(engine, _) = self;
+        match *engine {}
+    }
+    pub fn download<T: Send>(&self, _: impl FnOnce(&mut (dyn Read + Send)) -> Result<T> + Send) -> Result<T> {
+        let Self::Never(engine, _) = self;
+        match *engine {}
+    }
+}

@@ -1,0 +1,153 @@
+//! A Dockerfile and its context become an image, by the engine's BuildKit. Its steps are told as they end, and when one
+//! fails, the step and its last lines.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::Write;
+
+use bollard::errors::Error;
+use bollard::moby::buildkit::v1::{StatusResponse, Vertex};
+use bollard::models::{BuildInfo, BuildInfoAux};
+use bollard::query_parameters::{BuildImageOptions, BuilderVersion};
+use futures_util::StreamExt as _;
+
+use super::Build;
+use super::client::{Engine, innermost};
+use crate::console::Steps;
+use crate::error::{Failure, Kind, Result};
+
+/// How many of a step's last lines are told when it fails.
+const LAST_LINES: usize = 20;
+
+impl Engine {
+    /// Builds the context that `write` writes as a tar stream, and gives the image's id. It gets no name.
+    pub fn build<T: Send>(
+        &self,
+        build: &Build,
+        steps: &Steps,
+        write: impl FnOnce(&mut dyn Write) -> Result<T> + Send,
+    ) -> Result<(T, String)> {
+        let options = BuildImageOptions {
+            dockerfile: build.dockerfile.clone(),
+            buildargs: Some(build.arguments.clone().into_iter().collect()),
+            networkmode: build.network.clone(),
+            platform: build.platform.clone(),
+            rm: true,
+            forcerm: true,
+            version: BuilderVersion::BuilderBuildKit,
+            // No `:` in it: the engine cuts the id there and waits for a session that never comes.
+            session: Some(format!("model-lock-{}-{:p}", std::process::id(), build)),
+            ..BuildImageOptions::default()
+        };
+        self.stream(
+            |writer| write(writer),
+            |docker, body| async move {
+                let mut seen = Seen { steps, vertices: BTreeMap::new(), logs: BTreeMap::new(), image: None };
+                let body = bollard::body_try_stream(body);
+                let mut messages = docker.build_image(options, None, Some(body)).boxed();
+                while let Some(message) = messages.next().await {
+                    match message {
+                        Ok(message) => seen.take(message).map_err(|error| seen.failure(self, error))?,
+                        Err(error) => return Err(seen.failure(self, error)),
+                    }
+                }
+                seen.image.ok_or_else(|| {
+                    Failure::new(Kind::Engine, format!("the build ended without an image: {}", self.endpoint()))
+                        .help("the engine hung up: was it stopped? see its log, then run the command again")
+                })
+            },
+        )
+    }
+}
+
+/// What BuildKit has said so far.
+struct Seen<'a> {
+    steps: &'a Steps,
+    vertices: BTreeMap<String, Vertex>,
+    logs: BTreeMap<String, VecDeque<String>>,
+    image: Option<String>,
+}
+
+impl Seen<'_> {
+    fn take(&mut self, message: BuildInfo) -> std::result::Result<(), Error> {
+        if let Some(detail) = message.error_detail {
+            return Err(Error::DockerStreamError { error: detail.message.unwrap_or_default() });
+        }
+        match message.aux {
+            Some(BuildInfoAux::BuildKit(status)) => self.status(status),
+            Some(BuildInfoAux::Default(image)) => self.image = image.id,
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn status(&mut self, status: StatusResponse) {
+        for vertex in status.vertexes {
+            let known = self.vertices.get(&vertex.digest);
+            let (was_started, was_done) =
+                known.map_or((false, false), |known| (known.started.is_some(), known.completed.is_some()));
+            if is_step(&vertex.name) {
+                if vertex.completed.is_some() && !was_done && vertex.error.is_empty() {
+                    self.steps.done(if vertex.cached { "Cached" } else { "Built" }, &told(&vertex));
+                } else if vertex.started.is_some() && !was_started {
+                    self.steps.now(&short(&vertex.name));
+                }
+            }
+            self.vertices.insert(vertex.digest.clone(), vertex);
+        }
+        for log in status.logs {
+            let lines = self.logs.entry(log.vertex).or_default();
+            for line in String::from_utf8_lossy(&log.msg).lines() {
+                self.steps.detail(line);
+                lines.push_back(line.to_owned());
+                if lines.len() > LAST_LINES {
+                    lines.pop_front();
+                }
+            }
+        }
+    }
+
+    /// The failing step, its last lines, and what the engine says.
+    fn failure(&self, engine: &Engine, error: Error) -> Failure {
+        // A step that was broken off because another one failed says so.
+        let is_cause = |vertex: &&Vertex| !vertex.error.is_empty() && !vertex.error.contains("context canceled");
+        let Some(failed) = self.vertices.values().find(is_cause) else {
+            return engine.failed("the engine failed to build the image", error);
+        };
+        let said = innermost(&error);
+        let lines = self.logs.get(&failed.digest).into_iter().flatten().map(|line| format!("| {line}"));
+        let failure = engine
+            .failed(format!("the engine failed to build the image at the step `{}`", short(&failed.name)), error)
+            .details(lines);
+        match said.rsplit_once("did not complete successfully: ") {
+            Some((_, how)) => failure
+                .because(format!("the step ended with {how}"))
+                .help("correct what the step says; `--builder oci` builds without the engine"),
+            None => failure,
+        }
+    }
+}
+
+/// Steps of the Dockerfile, in contrast to what the engine does for itself.
+fn is_step(name: &str) -> bool {
+    name.starts_with('[') && !name.starts_with("[internal]") && !name.contains("] LINK ")
+}
+
+/// A step's name on one line: a RUN instruction can be as long as a script.
+fn short(name: &str) -> String {
+    let words = name.split_whitespace().collect::<Vec<_>>().join(" ");
+    match words.char_indices().nth(100) {
+        Some((end, _)) => format!("{}…", &words[..end]),
+        None => words,
+    }
+}
+
+/// Its name, and how long it took if that was long.
+fn told(vertex: &Vertex) -> String {
+    let name = short(&vertex.name);
+    match (&vertex.started, &vertex.completed) {
+        (Some(started), Some(completed)) if !vertex.cached && completed.seconds - started.seconds > 1 => {
+            format!("{name} ({} s)", completed.seconds - started.seconds)
+        }
+        _ => name,
+    }
+}
