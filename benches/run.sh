@@ -1,0 +1,45 @@
+#!/bin/sh
+# Times the commands that read models against programs that do the least that could be done, in turn, on one made-up
+# model, and prints each time and the ratio. Usage: benches/run.sh [MiB]. Needs openssl, GNU tar and about 5 times the space.
+set -eu
+here=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+mib=${1:-2048}
+cargo build --quiet --manifest-path "$here/Cargo.toml" --package xtask
+xtask=$here/target/debug/xtask
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work"
+mkdir -p app/src models/m
+printf '[workspace]\nresolver = "3"\nmembers = ["app"]\n[workspace.metadata.models.m]\nsource = "models/m"\n' >Cargo.toml
+printf '[package]\nname = "app"\nversion = "0.1.0"\nedition = "2024"\n[package.metadata.image]\n' >app/Cargo.toml
+echo 'fn main() {}' >app/src/main.rs
+cargo generate-lockfile --quiet --offline
+half=$((mib / 2))
+for part in a b; do head -c "${half}M" /dev/urandom >"models/m/$part.weights"; done
+sleep 3 # Younger files get no stamps.
+"$xtask" lock --quiet >/dev/null
+"$xtask" image --embed --quiet --print-digest >/dev/null # compiles the app
+
+seconds() { # seconds CMD…: wall time
+  start=$(date +%s%N)
+  "$@" >/dev/null 2>&1
+  end=$(date +%s%N)
+  echo "scale=2; ($end - $start) / 1000000000" | bc
+}
+compare() { # compare NAME OURS PEER
+  best_ours=999999 best_peer=999999
+  for _ in 1 2 3; do
+    ours=$(seconds sh -c "$2") peer=$(seconds sh -c "$3")
+    [ "$(echo "$ours < $best_ours" | bc)" = 1 ] && best_ours=$ours
+    [ "$(echo "$peer < $best_peer" | bc)" = 1 ] && best_peer=$peer
+  done
+  echo "| $1 | $best_ours s | $best_peer s | $(echo "scale=2; $best_ours / $best_peer" | bc) |"
+}
+echo "| $mib MiB in two files | here | peer | ratio |"
+echo "|---|---|---|---|"
+compare "\`verify-models\` / \`openssl dgst -sha256\`" "$xtask verify-models" "openssl dgst -sha256 models/m/*"
+compare "\`lock\` / \`openssl dgst -sha256\`" "$xtask lock" "openssl dgst -sha256 models/m/*"
+compare "\`image --embed --output\`, first time / \`tar -c\` to a file and \`openssl dgst\` of it" \
+  "rm -rf out target/image/stamps.json; $xtask image --embed --output out" "tar -cf out.tar models && openssl dgst -sha256 out.tar; rm -f out.tar"
+compare "\`image --embed --output\`, nothing changed / the same" \
+  "$xtask image --embed --output out" "tar -cf out.tar models && openssl dgst -sha256 out.tar; rm -f out.tar"
