@@ -3,21 +3,18 @@
 //! `docker build`. Nothing is written to the disk, and every byte of a model is checked on its way.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
-
-use model_lock::Digest;
-use model_lock::digest::Hasher;
-use model_lock::verify::open_regular;
+use std::path::Path;
 
 use crate::dockerfile::FOLDER;
 use crate::dockerfile::Rendered;
 use crate::error::{Failure, Kind, OrFail as _, Result};
-use crate::oci::layer::{Layer, Piece, Recipe};
+use crate::oci::layer::{Layer, Recipe};
 use crate::oci::tar;
 use crate::plan::ImagePlan;
+use crate::upload::{Source, send};
 
 /// What the ignore file beside the Dockerfile keeps out, wherever it is in a package.
 const LEFT_OUT: [&str; 3] = [".git", "target", ".cache"];
@@ -29,20 +26,10 @@ pub struct BuildContext {
     sources: Vec<Source>,
 }
 
-#[derive(Debug)]
-enum Source {
-    /// These bytes.
-    Text(String),
-    /// A file of a package, and what it is called in messages.
-    File(PathBuf),
-    /// A file of a model, and the digest that it must have.
-    Model(PathBuf, Digest),
-}
-
 impl BuildContext {
     /// Collects what `dockerfile` names. `models` are the plan's model layers with the places of their files.
     pub fn collect(root: &Path, plan: &ImagePlan, dockerfile: &Rendered, models: &[Layer]) -> Result<Self> {
-        let mut entries: BTreeMap<String, (tar::Kind, Source)> = BTreeMap::new();
+        let mut entries = Entries::new();
         for name in ["Cargo.toml", "Cargo.lock", "models.lock"] {
             add_file(&mut entries, root, name)?;
         }
@@ -83,60 +70,9 @@ impl BuildContext {
         self.sources.len()
     }
 
-    /// Writes the stream. A model with other bytes than it must have is a failure of the kind [`Kind::Integrity`], and
-    /// what was written is to be thrown away.
-    pub fn write(&self, mut out: impl Write, each: impl Fn(u64)) -> Result<()> {
-        let mut hashed: Option<(usize, Hasher)> = None;
-        let mut last = 0;
-        let mut wrong = None;
-        let open = |index: usize| -> io::Result<Box<dyn Read + Send + '_>> {
-            Ok(match &self.sources[index] {
-                Source::Text(text) => Box::new(text.as_bytes()),
-                Source::File(at) => Box::new(File::open(at)?),
-                Source::Model(at, _) => {
-                    let file = open_regular(at)?;
-                    Box::new(file.ok_or_else(|| io::Error::other("it is not a regular file"))?)
-                }
-            })
-        };
-        let written = self.recipe.write(open, |piece| {
-            match (piece, &mut hashed) {
-                (Piece::File(index, bytes), Some((current, hasher))) if *current == index => hasher.update(bytes),
-                (Piece::File(index, bytes), _) => {
-                    last = index;
-                    let mut hasher = Hasher::default();
-                    hasher.update(bytes);
-                    hashed = Some((index, hasher));
-                }
-                // Headers and padding: the file before is at its end.
-                (Piece::Frame(_), _) => {
-                    if let Some((index, hasher)) = hashed.take()
-                        && let Source::Model(at, digest) = &self.sources[index]
-                        && hasher.finish() != *digest
-                    {
-                        wrong = Some(at);
-                        return Err(io::Error::other("it has other bytes"));
-                    }
-                }
-            }
-            let bytes = piece.bytes();
-            out.write_all(bytes)?;
-            each(bytes.len() as u64);
-            Ok(())
-        });
-        match (written, wrong) {
-            (_, Some(at)) => {
-                Err(Failure::new(Kind::Integrity, format!("`{}` has other bytes than models.lock says", at.display()))
-                    .help("run `cargo xtask verify-models`"))
-            }
-            (written, None) => written.map_err(|error| {
-                let is_model = |source: &Source| matches!(source, Source::Model(..));
-                let changed = error.kind() == io::ErrorKind::InvalidData;
-                let kind =
-                    if changed && self.sources.get(last).is_some_and(is_model) { Kind::Integrity } else { Kind::Io };
-                Failure::new(kind, "failed to send the build context").because(error)
-            }),
-        }
+    /// Writes the stream. A model with other bytes than it must have is a failure of the kind [`Kind::Integrity`].
+    pub fn write(&self, out: impl Write, each: impl Fn(u64)) -> Result<()> {
+        send(&self.recipe, &self.sources, out, each)
     }
 }
 

@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::compile::Cargo;
 use crate::console::{Color, Console, Format};
 use crate::declare::Strategy;
+use crate::engine::Publish;
 use crate::engine::endpoint::Environment;
 use crate::error::{Kind, OrFail as _, Result};
 use crate::mounts::KubernetesVolume;
@@ -69,6 +70,10 @@ pub enum Command {
     VerifyModels(VerifyModels),
     /// Render the Dockerfile, build the image and print its digest
     Image(Image),
+    /// Build the app, and run it with its models: in the engine, or by itself where there is none
+    Run(Run),
+    /// Fill a volume of the engine with the models, or compare it with models.lock
+    Volume(Volume),
 }
 
 /// `cargo xtask lock`.
@@ -133,6 +138,67 @@ pub struct Image {
     /// What the image runs on, as in `linux/arm64` [default: Linux on this machine's processor]
     #[arg(long)]
     pub platform: Option<Platform>,
+}
+
+/// `cargo xtask run`.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// How models reach the container.
+    #[command(flatten)]
+    pub mode: Mode,
+    /// The package to run [default: the one that declares an image]
+    #[arg(short, long, value_name = "PKG")]
+    pub package: Option<String>,
+    /// A port to be reached from outside [default: the image's ports, from this machine only]
+    #[arg(long, value_name = "[[IP:]HOST:]CONTAINER")]
+    pub publish: Vec<Publish>,
+    /// The container's network, as in `host` or `none` [default: the engine's]
+    #[arg(long, value_name = "NAME")]
+    pub network: Option<String>,
+}
+
+/// `cargo xtask volume`.
+#[derive(Debug, Args)]
+pub struct Volume {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: VolumeAction,
+}
+
+/// What to do with a volume.
+#[derive(Debug, Subcommand)]
+pub enum VolumeAction {
+    /// Bring the verified models into the volume, so that a container finds them with the volume at /models
+    Sync(VolumeModels),
+    /// Read every byte in the volume and compare it with models.lock
+    Verify(VolumeModels),
+    /// Remove the volume
+    Rm {
+        /// The volume
+        #[arg(value_name = "NAME", value_parser = volume_name)]
+        name: String,
+    },
+}
+
+/// A volume and the models that it holds.
+#[derive(Debug, Args)]
+pub struct VolumeModels {
+    /// The volume
+    #[arg(value_name = "NAME", value_parser = volume_name)]
+    pub name: String,
+    /// Only these models [default: all]
+    #[arg(value_name = "MODEL")]
+    pub models: Vec<String>,
+}
+
+/// moby, volume/names: what a path or a URL cannot be.
+fn volume_name(text: &str) -> std::result::Result<String, String> {
+    let inner = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    let first = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    if first && (2..=255).contains(&text.len()) && text.bytes().all(inner) {
+        return Ok(text.to_owned());
+    }
+    Err("it is not 2 or more of `A-Z a-z 0-9 _ . -`, beginning with a letter or digit".to_owned())
 }
 
 /// What makes an image.

@@ -29,6 +29,7 @@ pub mod quote;
 pub mod resolve;
 pub mod source;
 pub mod stamp;
+pub mod upload;
 pub mod verify;
 pub mod write;
 
@@ -48,6 +49,8 @@ pub fn main() -> ExitCode {
         Command::Lock(flags) => commands::lock::run(flags, &global, &console),
         Command::VerifyModels(flags) => commands::verify_models::run(flags, &console),
         Command::Image(flags) => commands::image::run(flags, &global, &console),
+        Command::Run(flags) => commands::run::run(flags, &global, &console),
+        Command::Volume(flags) => commands::volume::run(flags, &console),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

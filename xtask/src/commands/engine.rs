@@ -1,7 +1,9 @@
 //! What the commands share that need an engine: find it, load an image into it, build with it, and compare what it has
 //! with what it must have.
 
-use model_lock::human;
+use std::collections::BTreeSet;
+
+use model_lock::{Digest, human};
 use serde_json::json;
 
 use super::prepare::{Planned, shown};
@@ -14,7 +16,7 @@ use crate::oci::archive;
 use crate::oci::assemble::Image;
 use crate::oci::layer::Layer;
 use crate::oci::reference::Reference;
-use crate::plan::ImagePlan;
+use crate::plan::{ImagePlan, LOCK_LABEL};
 use crate::stamp::Stamps;
 use crate::verify::verify;
 
@@ -45,17 +47,20 @@ pub(super) struct Loading<'a> {
     pub(super) reference: &'a Reference,
     /// Of the files that are read.
     pub(super) stamps: &'a Stamps,
+    /// Fails unless the files of layers that are not sent are as they must be.
+    pub(super) proof: &'a dyn Fn() -> Result<()>,
 }
 
 /// Loads the image under its name and gives its id, which is compared with what it must be. An image that the engine has
-/// already is not sent. A layer that comes out wrong is put into `wrong`, and the engine keeps what it had.
+/// already is not sent, and nothing is said; nor is a layer sent that it has. A layer that comes out wrong is put into
+/// `wrong`, and the engine keeps what it had.
 pub(super) fn load<'a>(
     engine: &Engine,
     loading: &Loading<'a>,
     wrong: &mut Vec<&'a Layer>,
     console: &Console,
 ) -> Result<String> {
-    let Loading { image, layers, reference, stamps } = *loading;
+    let Loading { image, reference, .. } = loading;
     let name = name(reference);
     let expected = match engine.about().store {
         Store::Containerd => image.manifest.digest,
@@ -64,21 +69,32 @@ pub(super) fn load<'a>(
     let diff_ids: Vec<String> = image.layers.iter().map(|layer| layer.digest.to_string()).collect();
     let is_it = |found: &EngineImage| found.id == expected.to_string() && found.layers == diff_ids;
     if engine.image(&name)?.is_some_and(|found| is_it(&found)) {
-        console.status("Unchanged", format!("{name}: the engine has it"));
+        (loading.proof)()?;
+        console.detail("Unchanged", || format!("{name}: the engine has it"));
         return Ok(expected.to_string());
     }
-    let total = layers.iter().map(|layer| layer.locked.size).sum();
-    let what = format!("{name} ({}, {})", human::count(layers.len(), "layer"), human::bytes(total));
-    let progress = console.progress("Loading", &what, total);
-    engine.load(|out| {
-        let out = Counted { out, each: |bytes| progress.add(bytes) };
-        *wrong = archive::write(image, layers, reference, stamps, out)?;
-        match wrong.first() {
-            None => Ok(()),
-            Some(layer) => Err(Failure::new(Kind::Integrity, format!("{} has another digest", layer.what))),
+    let known = known_layers(engine, image)?;
+    if !known.is_empty() {
+        (loading.proof)()?;
+        // Under a name of its own until it is known to be whole: a layer that was left out may have gone meanwhile, or
+        // be there in another form.
+        let partial = reference.with_tag("model-lock-partial");
+        let loaded = send(engine, loading, &partial, &known, wrong, console);
+        let partial = self::name(&partial);
+        let whole = match loaded {
+            Ok(()) => engine.is_whole(&partial)? && engine.image(&partial)?.is_some_and(|found| is_it(&found)),
+            Err(failure) if failure.kind != Kind::Engine => return Err(failure),
+            Err(_) => false,
+        };
+        if whole {
+            engine.tag(&expected.to_string(), reference)?;
         }
-    })?;
-    drop(progress);
+        engine.untag(&partial)?;
+        if whole {
+            return Ok(expected.to_string());
+        }
+    }
+    send(engine, loading, reference, &[].into(), wrong, console)?;
     match engine.image(&name)? {
         Some(found) if is_it(&found) => Ok(found.id),
         Some(found) => Err(Failure::new(Kind::Integrity, format!("the engine made another image of `{name}`"))
@@ -87,6 +103,52 @@ pub(super) fn load<'a>(
         None => Err(Failure::new(Kind::Engine, format!("the engine took `{name}` and does not have it"))
             .help("see the engine's log, then run the command again")),
     }
+}
+
+/// The layers of `image` that the engine has in images that were made from a lock.
+fn known_layers(engine: &Engine, image: &Image) -> Result<BTreeSet<Digest>> {
+    let digests: Vec<Digest> = image.layers.iter().map(|layer| layer.digest).collect();
+    let mut known = BTreeSet::new();
+    for layers in engine.layers_with(LOCK_LABEL)? {
+        let is_there = |digest: &&Digest| layers.contains(&digest.to_string());
+        match engine.about().store {
+            Store::Containerd => known.extend(digests.iter().filter(is_there)),
+            // A layer is known by all that is below it, too.
+            Store::GraphDriver => {
+                let pairs = digests.iter().zip(&layers);
+                known.extend(
+                    pairs.take_while(|(digest, layer)| digest.to_string() == **layer).map(|(digest, _)| *digest),
+                );
+            }
+        }
+    }
+    Ok(known)
+}
+
+/// Streams the image under the name `reference` without the layers in `known`.
+fn send<'a>(
+    engine: &Engine,
+    loading: &Loading<'a>,
+    reference: &Reference,
+    known: &BTreeSet<Digest>,
+    wrong: &mut Vec<&'a Layer>,
+    console: &Console,
+) -> Result<()> {
+    let Loading { image, layers, stamps, .. } = *loading;
+    let sent: Vec<_> = layers.iter().filter(|layer| !known.contains(&layer.locked.digest)).collect();
+    let total = sent.iter().map(|layer| layer.locked.size).sum();
+    let count = human::count(layers.len(), "layer");
+    let count = if known.is_empty() { count } else { format!("{} of {count}", sent.len()) };
+    let what = format!("{} ({count} to send, {})", name(loading.reference), human::bytes(total));
+    let progress = console.progress("Loading", &what, total);
+    engine.load(|out| {
+        let out = Counted { out, each: |bytes| progress.add(bytes) };
+        *wrong = archive::write(image, layers, reference, stamps, known, out)?;
+        match wrong.first() {
+            None => Ok(()),
+            Some(layer) => Err(Failure::new(Kind::Integrity, format!("{} has another digest", layer.what))),
+        }
+    })
 }
 
 /// A writer that tells how much was written.
@@ -128,9 +190,9 @@ pub(super) fn build(planned: &Planned, flags: &Flags, console: &Console) -> Resu
     let dockerfile = shown(&declaration.root, &planned.folder.join(&rendered.name));
     let size = format!("{}, {}", human::count(context.count(), "file"), human::bytes(context.size()));
     let steps = console.steps("Building", &format!("{dockerfile} ({size})"), context.size());
-    let built = engine.build(&build, &steps, |out| context.write(out, |bytes| steps.add(bytes)));
+    let outcome = engine.build(&build, &steps, |out| context.write(out, |bytes| steps.add(bytes)));
     drop(steps);
-    let ((), id) = built.map_err(|failure| report(planned, failure, console))?;
+    let ((), id) = outcome.map_err(|failure| report(planned, failure, console))?;
     let image = engine.image(&id)?.ok_or_else(|| {
         Failure::new(Kind::Engine, format!("the engine built `{id}` and does not have it"))
             .help("see the engine's log, then run the command again")

@@ -51,9 +51,10 @@ pub fn run(flags: &Flags, global: &Global, console: &Console) -> Result<()> {
     }
     let engine = if flags.load { Some(engine::connect(console)?) } else { None };
     let assembled = planned.assemble(global, console)?;
-    let place = match flags.print_digest {
-        true => None,
-        false => Work::begin(&planned, console)?.write(&assembled, flags, engine.as_ref())?,
+    let place = if flags.print_digest {
+        None
+    } else {
+        Work::begin(&planned, console)?.write(&assembled, flags, engine.as_ref())?
     };
     report(&planned, &assembled.image, place.as_deref(), console);
     Ok(())
@@ -184,7 +185,7 @@ impl<'a> Work<'a> {
 
     /// The proof that the models of `strategy` are those of the lock. Files that were just written into a layer that
     /// came out right are known to be; the others are read.
-    fn verified(&self, wrong: &[&Layer], strategy: Strategy) -> Result<VerifiedModels> {
+    pub(super) fn verified(&self, wrong: &[&Layer], strategy: Strategy) -> Result<VerifiedModels> {
         let models: Vec<(&DeclaredModel, _)> = self.planned.models_by(strategy);
         match verify(&self.planned.declaration.root, &models, Some(&self.stamps), self.console)? {
             Err(report) => Err(report.into_failure()),
@@ -200,10 +201,17 @@ impl<'a> Work<'a> {
         }
     }
 
+    /// Keeps what is known of the files that were read, and lets another run begin.
+    pub(super) fn finish(self) -> Result<()> {
+        self.stamps.save()
+    }
+
     /// Streams the image into the engine and gives its id there.
     pub(super) fn load(&self, engine: &Engine, assembled: &Assembled) -> Result<String> {
         let (mut wrong, Assembled { image, layers, .. }) = (Vec::new(), assembled);
-        let loading = engine::Loading { image, layers, reference: &self.planned.reference, stamps: &self.stamps };
+        let reference = &self.planned.reference;
+        let proof = &|| self.verified(&[], Strategy::Embed).map(|_| ());
+        let loading = engine::Loading { image, layers, reference, stamps: &self.stamps, proof };
         let loaded = engine::load(engine, &loading, &mut wrong, self.console);
         if !wrong.is_empty() || loaded.as_ref().is_err_and(|failure| failure.kind == Kind::Io) {
             // Findings of all models rather than the first byte that is not as it must be.
@@ -218,7 +226,7 @@ impl<'a> Work<'a> {
         let mut wrong = Vec::new();
         let written = write::stream(path, |file| {
             let file = std::io::BufWriter::with_capacity(1 << 20, file);
-            wrong = archive::write(&assembled.image, &assembled.layers, reference, &self.stamps, file)?;
+            wrong = archive::write(&assembled.image, &assembled.layers, reference, &self.stamps, &[].into(), file)?;
             if wrong.is_empty() { Ok(()) } else { Err(Failure::new(Kind::Integrity, "a layer has another digest")) }
         });
         self.verified(&wrong, Strategy::Embed)?;

@@ -4,4 +4,6 @@ mod engine;
 pub mod image;
 pub mod lock;
 pub mod prepare;
+pub mod run;
 pub mod verify_models;
+pub mod volume;

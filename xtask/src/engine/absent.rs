@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 
 use super::endpoint::Endpoint;
-use super::{About, Build, Container, Ended, EngineImage, Publish};
+use super::{About, Build, Container, Ended, EngineImage, Entry, Publish};
 use crate::console::Steps;
 use crate::error::{Failure, Kind, Result};
 use crate::oci::reference::Reference;
@@ -14,13 +14,16 @@ use crate::oci::reference::Reference;
 pub enum Engine {}
 
 /// There is none.
-pub enum Helper<'a> {
-    /// Cannot be.
-    Never(Engine, std::marker::PhantomData<&'a ()>),
+pub struct Helper<'a>(&'a Engine);
+
+impl Drop for Helper<'_> {
+    fn drop(&mut self) {
+        match *self.0 {}
+    }
 }
 
 #[expect(missing_docs, reason = "as in `client`")]
-#[expect(clippy::needless_pass_by_value, clippy::unused_self, reason = "as in `client`")]
+#[expect(clippy::must_use_candidate, reason = "as in `client`")]
 impl Engine {
     pub fn connect(_: &Endpoint) -> Result<Self> {
         Err(Failure::new(Kind::Engine, "this program was compiled without what talks to engines")
@@ -33,6 +36,15 @@ impl Engine {
         match *self {}
     }
     pub fn image(&self, _: &str) -> Result<Option<EngineImage>> {
+        match *self {}
+    }
+    pub fn layers_with(&self, _: &str) -> Result<Vec<Vec<String>>> {
+        match *self {}
+    }
+    pub fn is_whole(&self, _: &str) -> Result<bool> {
+        match *self {}
+    }
+    pub fn untag(&self, _: &str) -> Result<()> {
         match *self {}
     }
     pub fn tag(&self, _: &str, _: &Reference) -> Result<()> {
@@ -72,11 +84,9 @@ impl Engine {
 #[expect(missing_docs, reason = "as in `transfer`")]
 impl Helper<'_> {
     pub fn upload<T: Send>(&self, _: impl FnOnce(&mut dyn Write) -> Result<T> + Send) -> Result<T> {
-        let Self::Never(engine, _) = self;
-        match *engine {}
+        match *self.0 {}
     }
-    pub fn download<T: Send>(&self, _: impl FnOnce(&mut (dyn Read + Send)) -> Result<T> + Send) -> Result<T> {
-        let Self::Never(engine, _) = self;
-        match *engine {}
+    pub fn files(&self, _: impl FnMut(&str, Entry, &mut dyn Read) -> Result<()> + Send) -> Result<()> {
+        match *self.0 {}
     }
 }

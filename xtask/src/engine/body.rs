@@ -16,7 +16,7 @@ const CHUNK: usize = 256 << 10;
 const WAITING: usize = 8;
 
 /// An engine that takes no byte for so long takes none any more.
-const STALL: Duration = Duration::from_secs(600);
+const STALL: Duration = Duration::from_mins(10);
 
 /// The end that is written to.
 pub(super) struct Writer {

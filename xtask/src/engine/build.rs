@@ -11,7 +11,7 @@ use bollard::query_parameters::{BuildImageOptions, BuilderVersion};
 use futures_util::StreamExt as _;
 
 use super::Build;
-use super::client::{Engine, innermost};
+use super::client::{Engine, innermost, is_end};
 use crate::console::Steps;
 use crate::error::{Failure, Kind, Result};
 
@@ -46,8 +46,9 @@ impl Engine {
                 let mut messages = docker.build_image(options, None, Some(body)).boxed();
                 while let Some(message) = messages.next().await {
                     match message {
-                        Ok(message) => seen.take(message).map_err(|error| seen.failure(self, error))?,
-                        Err(error) => return Err(seen.failure(self, error)),
+                        Ok(message) => seen.take(message).map_err(|error| seen.failure(self, &error))?,
+                        Err(error) if is_end(&error) => break,
+                        Err(error) => return Err(seen.failure(self, &error)),
                     }
                 }
                 seen.image.ok_or_else(|| {
@@ -59,11 +60,40 @@ impl Engine {
     }
 }
 
+/// The last lines of a step. They come in pieces, wherever the program in it flushed.
+#[derive(Default)]
+struct Log {
+    lines: VecDeque<String>,
+    piece: Vec<u8>,
+}
+
+impl Log {
+    fn take(&mut self, bytes: &[u8], steps: &Steps) {
+        self.piece.extend_from_slice(bytes);
+        while let Some(end) =
+            self.piece.iter().position(|byte| *byte == b'\n').or((self.piece.len() > 4096).then_some(4096))
+        {
+            let line: Vec<u8> = self.piece.drain(..=end).collect();
+            let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+            steps.detail(&line);
+            self.lines.push_back(line);
+            if self.lines.len() > LAST_LINES {
+                self.lines.pop_front();
+            }
+        }
+    }
+
+    fn last_lines(&self) -> impl Iterator<Item = String> {
+        let piece = String::from_utf8_lossy(&self.piece).into_owned();
+        self.lines.iter().cloned().chain((!piece.is_empty()).then_some(piece))
+    }
+}
+
 /// What BuildKit has said so far.
 struct Seen<'a> {
     steps: &'a Steps,
     vertices: BTreeMap<String, Vertex>,
-    logs: BTreeMap<String, VecDeque<String>>,
+    logs: BTreeMap<String, Log>,
     image: Option<String>,
 }
 
@@ -95,26 +125,19 @@ impl Seen<'_> {
             self.vertices.insert(vertex.digest.clone(), vertex);
         }
         for log in status.logs {
-            let lines = self.logs.entry(log.vertex).or_default();
-            for line in String::from_utf8_lossy(&log.msg).lines() {
-                self.steps.detail(line);
-                lines.push_back(line.to_owned());
-                if lines.len() > LAST_LINES {
-                    lines.pop_front();
-                }
-            }
+            self.logs.entry(log.vertex).or_default().take(&log.msg, self.steps);
         }
     }
 
     /// The failing step, its last lines, and what the engine says.
-    fn failure(&self, engine: &Engine, error: Error) -> Failure {
+    fn failure(&self, engine: &Engine, error: &Error) -> Failure {
         // A step that was broken off because another one failed says so.
         let is_cause = |vertex: &&Vertex| !vertex.error.is_empty() && !vertex.error.contains("context canceled");
         let Some(failed) = self.vertices.values().find(is_cause) else {
             return engine.failed("the engine failed to build the image", error);
         };
-        let said = innermost(&error);
-        let lines = self.logs.get(&failed.digest).into_iter().flatten().map(|line| format!("| {line}"));
+        let said = innermost(error);
+        let lines = self.logs.get(&failed.digest).into_iter().flat_map(Log::last_lines).map(|line| format!("| {line}"));
         let failure = engine
             .failed(format!("the engine failed to build the image at the step `{}`", short(&failed.name)), error)
             .details(lines);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bollard::Docker;
 use bollard::errors::Error;
+use bollard::models::ImageSummary;
 use bollard::query_parameters::{ListImagesOptions, RemoveImageOptions, TagImageOptions};
 use futures_util::future::{Either, select};
 use tokio::runtime::{Builder, Runtime};
@@ -22,7 +23,7 @@ use crate::oci::reference::Reference;
 const PATIENCE: u64 = 120;
 
 /// Uploads and builds take as long as they take; [`Body::stalled`] sees to those that stop.
-const LONG: Duration = Duration::from_secs(7 * 24 * 3600);
+const LONG: Duration = Duration::from_hours(7 * 24);
 
 /// An engine that answers.
 pub struct Engine {
@@ -62,7 +63,7 @@ impl Engine {
     pub fn image(&self, name: &str) -> Result<Option<EngineImage>> {
         let inspected = match self.runtime.block_on(self.docker.inspect_image(name)) {
             Err(Error::DockerResponseServerError { status_code: 404, .. }) => return Ok(None),
-            other => other.map_err(|error| self.failed(format!("failed to inspect the image `{name}`"), error))?,
+            other => other.map_err(|error| self.failed(format!("failed to inspect the image `{name}`"), &error))?,
         };
         let config = inspected.config.unwrap_or_default();
         let mut ports = config.exposed_ports.unwrap_or_default();
@@ -80,15 +81,37 @@ impl Engine {
         }))
     }
 
-    /// The ids of the images with this label.
-    pub fn images_with(&self, label: &str) -> Result<Vec<String>> {
-        let options = ListImagesOptions {
-            filters: Some([("label".to_owned(), vec![label.to_owned()])].into()),
-            ..ListImagesOptions::default()
-        };
+    /// The layers of every image with this label, lowest first.
+    pub fn layers_with(&self, label: &str) -> Result<Vec<Vec<String>>> {
+        let images = self.list("label", label, false)?;
+        let found = images.into_iter().map(|summary| Ok(self.image(&summary.id)?.unwrap_or_default().layers));
+        found.collect()
+    }
+
+    /// Whether the engine has every byte of the image with this name. A graph driver has no images that lack some.
+    pub fn is_whole(&self, name: &str) -> Result<bool> {
+        if self.about.store == Store::GraphDriver {
+            return Ok(true);
+        }
+        let images = self.list("reference", name, true)?;
+        let mut manifests = images.iter().flat_map(|image| image.manifests.iter().flatten()).peekable();
+        Ok(manifests.peek().is_some() && manifests.all(|manifest| manifest.available))
+    }
+
+    fn list(&self, filter: &str, value: &str, manifests: bool) -> Result<Vec<ImageSummary>> {
+        let filters = Some([(filter.to_owned(), vec![value.to_owned()])].into());
+        let options = ListImagesOptions { filters, manifests, ..ListImagesOptions::default() };
         let images = self.runtime.block_on(self.docker.list_images(Some(options)));
-        let images = images.map_err(|error| self.failed("failed to list the images", error))?;
-        Ok(images.into_iter().map(|image| image.id).collect())
+        images.map_err(|error| self.failed("failed to list the images", &error))
+    }
+
+    /// Takes a name away from an image, and removes the image if it has no other one.
+    pub fn untag(&self, name: &str) -> Result<()> {
+        let removed = self.docker.remove_image(name, None::<RemoveImageOptions>, None);
+        match self.runtime.block_on(removed) {
+            Ok(_) | Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(()),
+            Err(error) => Err(self.failed(format!("failed to remove the name `{name}`"), &error)),
+        }
     }
 
     /// Gives the image with this id a name. What had that name before loses it.
@@ -96,16 +119,7 @@ impl Engine {
         let options =
             TagImageOptions { repo: Some(reference.name().to_owned()), tag: reference.tag().map(str::to_owned) };
         let tagged = self.runtime.block_on(self.docker.tag_image(id, Some(options)));
-        tagged.map_err(|error| self.failed(format!("failed to tag `{id}` as `{reference}`"), error))
-    }
-
-    /// Takes an image's name away, and the image if it has no other one.
-    pub fn untag(&self, name: &str) -> Result<()> {
-        let removed = self.docker.remove_image(name, None::<RemoveImageOptions>, None);
-        match self.runtime.block_on(removed) {
-            Ok(_) | Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(()),
-            Err(error) => Err(self.failed(format!("failed to remove `{name}`"), error)),
-        }
+        tagged.map_err(|error| self.failed(format!("failed to tag `{id}` as `{reference}`"), &error))
     }
 
     /// Refuses an engine that cannot build a Dockerfile with `COPY --link`, before anything is sent to it.
@@ -125,8 +139,8 @@ impl Engine {
     }
 
     /// A failure of this engine.
-    pub(super) fn failed(&self, message: impl Into<String>, error: Error) -> Failure {
-        let cause = innermost(&error);
+    pub(super) fn failed(&self, message: impl Into<String>, error: &Error) -> Failure {
+        let cause = innermost(error);
         let failure = Failure::new(Kind::Engine, message);
         match help_for(&cause) {
             Some(help) => failure.because(cause).help(help),
@@ -260,12 +274,25 @@ pub(super) fn innermost(error: &Error) -> String {
     }
 }
 
+/// Whether this is the end of a stream: bollard holds back the `\r` of a line end that comes in a packet of its own, and
+/// finds it left over. A message that was cut says the same; what the stream was to bring is looked at in any case.
+pub(super) fn is_end(error: &Error) -> bool {
+    matches!(error, Error::IOError { err } if err.to_string().contains("bytes remaining on stream"))
+}
+
 fn help_for(cause: &str) -> Option<&'static str> {
     let cause = cause.to_ascii_lowercase();
     if cause.contains("no space left on device") || cause.contains("disk quota exceeded") {
         return Some("free space where the engine keeps its data: `docker system df`, `docker builder prune`");
     }
-    let cut = ["connection closed", "unexpected eof", "unexpected end of file", "connection reset", "broken pipe"];
+    let cut = [
+        "connection closed",
+        "error reading a body",
+        "unexpected eof",
+        "unexpected end of file",
+        "connection reset",
+        "broken pipe",
+    ];
     if cut.iter().any(|words| cause.contains(words)) {
         return Some("the engine hung up: was it stopped? see its log, then run the command again");
     }

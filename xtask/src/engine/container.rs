@@ -19,7 +19,7 @@ impl Engine {
     /// it when it ends or Ctrl-C (SIGINT, SIGTERM) ends it. `started` gets the published ports with the port outside.
     pub fn run(&self, container: &Container, started: impl FnOnce(&[Publish]), print: impl Fn(&[u8])) -> Result<Ended> {
         let created = self.runtime.block_on(self.docker.create_container(None, body(container)));
-        let id = created.map_err(|error| self.failed("failed to create the container", error))?.id;
+        let id = created.map_err(|error| self.failed("failed to create the container", &error))?.id;
         let ended = self.runtime.block_on(self.follow(&id, started, print));
         let removed = self.remove_container(&id);
         let ended = ended?;
@@ -32,7 +32,7 @@ impl Engine {
         let mut interrupt = signal(SignalKind::interrupt()).or_fail(Kind::Io, signals)?;
         let mut terminate = signal(SignalKind::terminate()).or_fail(Kind::Io, signals)?;
         let start = self.docker.start_container(id, None::<StartContainerOptions>).await;
-        start.map_err(|error| self.failed("failed to start the container", error))?;
+        start.map_err(|error| self.failed("failed to start the container", &error))?;
         started(&self.published(id).await?);
         let options =
             LogsOptions { follow: true, stdout: true, stderr: true, tail: "all".to_owned(), ..LogsOptions::default() };
@@ -54,10 +54,10 @@ impl Engine {
         };
         match select(std::pin::pin!(print_all), std::pin::pin!(signalled)).await {
             Either::Left((code, _)) => code.map(Ended::Exited),
-            Either::Right((_, print_all)) => {
+            Either::Right(((), print_all)) => {
                 let stop = StopContainerOptions { t: Some(10), ..StopContainerOptions::default() };
                 let stopped = self.docker.stop_container(id, Some(stop)).await;
-                stopped.map_err(|error| self.failed("failed to stop the container", error))?;
+                stopped.map_err(|error| self.failed("failed to stop the container", &error))?;
                 // What it says on its way out.
                 print_all.await?;
                 Ok(Ended::Stopped)
@@ -71,14 +71,14 @@ impl Engine {
         match waited.next().await {
             Some(Ok(answer)) => Ok(answer.status_code),
             Some(Err(Error::DockerContainerWaitError { code, error })) if error.is_empty() => Ok(code),
-            Some(Err(error)) => Err(self.failed("failed to wait for the container", error)),
+            Some(Err(error)) => Err(self.failed("failed to wait for the container", &error)),
             None => Err(Failure::new(Kind::Engine, "the engine does not say how the container ended")),
         }
     }
 
     async fn published(&self, id: &str) -> Result<Vec<Publish>> {
         let inspected = self.docker.inspect_container(id, None).await;
-        let inspected = inspected.map_err(|error| self.failed("failed to inspect the container", error))?;
+        let inspected = inspected.map_err(|error| self.failed("failed to inspect the container", &error))?;
         let ports = inspected.network_settings.and_then(|settings| settings.ports).unwrap_or_default();
         let mut published = Vec::new();
         for (inside, bindings) in ports {
@@ -116,7 +116,6 @@ fn body(container: &Container) -> ContainerCreateBody {
     };
     ContainerCreateBody {
         image: Some(container.image.clone()),
-        env: (!container.env.is_empty()).then(|| container.env.clone()),
         exposed_ports: Some(ports().collect()),
         host_config: Some(HostConfig {
             port_bindings: Some(bindings.collect()),

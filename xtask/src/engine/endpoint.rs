@@ -93,7 +93,7 @@ impl Environment {
             return self.named(host, "DOCKER_HOST".to_owned(), None);
         }
         if let Some(context) = self.context()?.filter(|context| context != "default") {
-            return self.from_context(&context);
+            return self.of_context(&context);
         }
         let podman = self.runtime.as_ref().map(|runtime| runtime.join("podman/podman.sock"));
         let found = [Some((PathBuf::from(DEFAULT), "Docker's socket")), podman.map(|path| (path, "Podman's socket"))];
@@ -116,7 +116,7 @@ impl Environment {
         Ok(config["currentContext"].as_str().filter(|name| !name.is_empty()).map(str::to_owned))
     }
 
-    fn from_context(&self, name: &str) -> Result<Endpoint> {
+    fn of_context(&self, name: &str) -> Result<Endpoint> {
         let folder = self.config.clone().unwrap_or_default().join("contexts");
         // docker/cli, cli/context/store: the folder's name is the digest of the context's.
         let id = Digest::of(name.as_bytes()).hex();

@@ -107,8 +107,17 @@ pub struct Container {
     pub network: Option<String>,
     /// Files of the engine's machine and where they stand in the container, read-only.
     pub binds: Vec<(PathBuf, String)>,
-    /// Environment variables beside those of the image.
-    pub env: Vec<String>,
+}
+
+/// What is in a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entry {
+    /// A file of this many bytes.
+    File(u64),
+    /// A folder.
+    Folder,
+    /// A link or something else.
+    Other,
 }
 
 /// How a container ended.

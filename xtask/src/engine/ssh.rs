@@ -18,7 +18,7 @@ pub(super) struct Tunnel {
 }
 
 /// How long ssh may take, which includes what it asks the user.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 impl Tunnel {
     /// Starts `ssh` and waits until the socket is there.

@@ -11,9 +11,10 @@ use bollard::query_parameters::{
 };
 use futures_util::StreamExt as _;
 
+use super::Entry;
 use super::body::{Reader, download};
-use super::client::Engine;
-use crate::error::{Failure, Kind, Result};
+use super::client::{Engine, is_end};
+use crate::error::{Failure, Kind, OrFail as _, Result};
 
 /// The label of helper containers; its value is the volume that they hold.
 const HELPER: &str = "io.github.model-lock.helper";
@@ -30,10 +31,13 @@ impl Engine {
                 let answers = docker.import_image(ImportImageOptions::default(), bollard::body_try_stream(body), None);
                 let mut answers = std::pin::pin!(answers);
                 while let Some(answer) = answers.next().await {
-                    let answer = answer.map_err(|error| self.failed("failed to load the image", error))?;
+                    let answer = match answer {
+                        Err(error) if is_end(&error) => break,
+                        other => other.map_err(|error| self.failed("failed to load the image", &error))?,
+                    };
                     if let Some(detail) = answer.error_detail {
                         let error = Error::DockerStreamError { error: detail.message.unwrap_or_default() };
-                        return Err(self.failed("failed to load the image", error));
+                        return Err(self.failed("failed to load the image", &error));
                     }
                 }
                 Ok(())
@@ -47,7 +51,7 @@ impl Engine {
         match self.runtime.block_on(self.docker.inspect_volume(name)) {
             Ok(volume) => Ok(Some(volume.labels.into_iter().collect())),
             Err(Error::DockerResponseServerError { status_code: 404, .. }) => Ok(None),
-            Err(error) => Err(self.failed(format!("failed to inspect the volume `{name}`"), error)),
+            Err(error) => Err(self.failed(format!("failed to inspect the volume `{name}`"), &error)),
         }
     }
 
@@ -59,7 +63,7 @@ impl Engine {
             ..VolumeCreateRequest::default()
         };
         let created = self.runtime.block_on(self.docker.create_volume(request));
-        created.map(|_| ()).map_err(|error| self.failed(format!("failed to create the volume `{name}`"), error))
+        created.map(|_| ()).map_err(|error| self.failed(format!("failed to create the volume `{name}`"), &error))
     }
 
     /// Removes a volume. One that a container holds stays, and that is a failure.
@@ -69,7 +73,7 @@ impl Engine {
             Ok(()) => Ok(()),
             Err(error) => {
                 let in_use = matches!(error, Error::DockerResponseServerError { status_code: 409, .. });
-                let failure = self.failed(format!("failed to remove the volume `{name}`"), error);
+                let failure = self.failed(format!("failed to remove the volume `{name}`"), &error);
                 let help = format!("remove the containers that use it: `docker ps -a --filter volume={name}`");
                 Err(if in_use { failure.help(help) } else { failure })
             }
@@ -84,7 +88,7 @@ impl Engine {
             ..ListContainersOptions::default()
         };
         let listed = self.runtime.block_on(self.docker.list_containers(Some(options)));
-        for container in listed.map_err(|error| self.failed("failed to list the containers", error))? {
+        for container in listed.map_err(|error| self.failed("failed to list the containers", &error))? {
             self.remove_container(&container.id.unwrap_or_default())?;
         }
         Ok(())
@@ -95,7 +99,7 @@ impl Engine {
         let options = RemoveContainerOptions { force: true, v: true, ..RemoveContainerOptions::default() };
         match self.runtime.block_on(self.docker.remove_container(id, Some(options))) {
             Ok(()) | Err(Error::DockerResponseServerError { status_code: 404 | 409, .. }) => Ok(()),
-            Err(error) => Err(self.failed(format!("failed to remove the container `{id}`"), error)),
+            Err(error) => Err(self.failed(format!("failed to remove the container `{id}`"), &error)),
         }
     }
 
@@ -120,7 +124,7 @@ impl Engine {
             ..ContainerCreateBody::default()
         };
         let created = self.runtime.block_on(self.docker.create_container(None, body));
-        let created = created.map_err(|error| self.failed(format!("failed to open the volume `{volume}`"), error))?;
+        let created = created.map_err(|error| self.failed(format!("failed to open the volume `{volume}`"), &error))?;
         Ok(Helper { engine: self, container: created.id, volume: volume.to_owned() })
     }
 }
@@ -141,30 +145,34 @@ impl Helper<'_> {
             |docker, body| async move {
                 let body = bollard::body_try_stream(body);
                 docker.upload_to_container(&self.container, Some(options), body).await.map_err(|error| {
-                    self.engine.failed(format!("failed to write to the volume `{}`", self.volume), error)
+                    self.engine.failed(format!("failed to write to the volume `{}`", self.volume), &error)
                 })
             },
         )?;
         Ok(sent.0)
     }
 
-    /// Hands everything that is in the volume to `read`, as a tar stream. Paths in it start with `models/`.
-    pub fn download<T: Send>(&self, read: impl FnOnce(&mut (dyn Read + Send)) -> Result<T> + Send) -> Result<T> {
+    /// Hands everything that is in the volume to `each`: its path in the volume, what it is, and its bytes.
+    pub fn files(&self, each: impl FnMut(&str, Entry, &mut dyn Read) -> Result<()> + Send) -> Result<()> {
         let options = DownloadFromContainerOptions { path: PLACE.to_owned() };
         let (sender, mut reader) = download();
-        let fail = |error| self.engine.failed(format!("failed to read the volume `{}`", self.volume), error);
+        let fail = || format!("failed to read the volume `{}`", self.volume);
         std::thread::scope(|scope| {
             let reading = scope.spawn(move || {
-                let value = read(&mut reader);
-                drain(reader);
+                let value = unpack(&mut reader, each).map_err(|mut failure| {
+                    failure.message = format!("{}: {}", fail(), failure.message);
+                    failure
+                });
+                // What nobody wants to read any more, so that the engine can finish.
+                let _ = std::io::copy(&mut reader, &mut std::io::sink());
                 value
             });
             let fetched = self.engine.runtime.block_on(async {
                 let docker = self.engine.docker.clone();
                 let mut chunks = std::pin::pin!(docker.download_from_container(&self.container, Some(options)));
                 while let Some(chunk) = chunks.next().await {
-                    if sender.send(chunk.map_err(fail)?).is_err() {
-                        return Err(Failure::new(Kind::Engine, "the reader of the volume has gone"));
+                    if sender.send(chunk.map_err(|error| self.engine.failed(fail(), &error))?).is_err() {
+                        return Err(Failure::new(Kind::Engine, fail()));
                     }
                 }
                 Ok(())
@@ -176,10 +184,21 @@ impl Helper<'_> {
     }
 }
 
-/// Takes what nobody wants to read any more, so that the engine can finish.
-fn drain(mut reader: Reader) {
-    // It ends when the sender does; it cannot fail.
-    let _ = std::io::copy(&mut reader, &mut std::io::sink());
+/// Reads a tar stream whose paths begin with the last component of [`PLACE`].
+fn unpack(reader: &mut Reader, mut each: impl FnMut(&str, Entry, &mut dyn Read) -> Result<()>) -> Result<()> {
+    let fail = || "what the engine sent is not a tar stream".to_owned();
+    for entry in tar::Archive::new(reader).entries().or_fail(Kind::Engine, fail)? {
+        let mut entry = entry.or_fail(Kind::Engine, fail)?;
+        let path = String::from_utf8_lossy(&entry.path_bytes()).trim_end_matches('/').to_owned();
+        let Some((_, path)) = path.trim_start_matches('/').split_once('/') else { continue };
+        let kind = match entry.header().entry_type() {
+            kind if kind.is_file() => Entry::File(entry.size()),
+            tar::EntryType::Directory => Entry::Folder,
+            _ => Entry::Other,
+        };
+        each(path, kind, &mut entry)?;
+    }
+    Ok(())
 }
 
 impl Drop for Helper<'_> {

@@ -1,7 +1,10 @@
 //! The same layout as one tar stream, for `docker load`, `podman load` and `skopeo copy oci-archive:`. Layers are streamed
 //! from the models into it and never stand on disk beside it.
 
+use std::collections::BTreeSet;
 use std::io::Write;
+
+use model_lock::Digest;
 
 use super::assemble::Image;
 use super::layer::Layer;
@@ -11,12 +14,13 @@ use super::tar::{self, Kind as Entry};
 use crate::error::{Kind, OrFail as _, Result};
 use crate::stamp::Stamps;
 
-/// Writes the archive to `out`. Gives the layers whose files gave another digest; then the archive is to be thrown away.
+/// Writes the archive to `out`, without the layers in `known`, which the reader has. Gives the layers whose files gave another digest; then the archive is to be thrown away.
 pub fn write<'a>(
     image: &Image,
     layers: &'a [Layer],
     reference: &Reference,
     stamps: &Stamps,
+    known: &BTreeSet<Digest>,
     mut out: impl Write,
 ) -> Result<Vec<&'a Layer>> {
     let fail = || "failed to write the archive".to_owned();
@@ -24,7 +28,8 @@ pub fn write<'a>(
     for folder in ["/blobs", "/blobs/sha256"] {
         out.write_all(&tar::header(folder, Entry::Folder)).or_fail(Kind::Io, fail)?;
     }
-    for (path, part) in parts(image, reference) {
+    let is_known = |part: &Part| matches!(part, Part::Layer(index) if known.contains(&image.layers[*index].digest));
+    for (path, part) in parts(image, reference).into_iter().filter(|(_, part)| !is_known(part)) {
         let size = match &part {
             Part::Bytes(bytes) => bytes.len() as u64,
             Part::Layer(index) => image.layers[*index].size,

@@ -46,6 +46,12 @@ impl Reference {
         self.tag.as_deref().or_else(|| self.digest.is_none().then_some("latest"))
     }
 
+    /// The same name with this tag and no digest.
+    #[must_use]
+    pub fn with_tag(&self, tag: &str) -> Self {
+        Self { name: self.name.clone(), tag: Some(tag.to_owned()), digest: None }
+    }
+
     /// The name with the registry's host and Docker Hub's `library/` spelled out, as containerd wants it.
     #[must_use]
     pub fn qualified_name(&self) -> String {
