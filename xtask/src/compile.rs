@@ -31,7 +31,7 @@ pub struct AppBinary {
 pub struct Cargo {
     /// The program to call.
     pub program: PathBuf,
-    /// The environment of this process: [`compile`] hands on only what [`hands_on`] names.
+    /// The environment of this process: [`compile`] hands on only what compiling needs.
     pub environment: BTreeMap<OsString, OsString>,
     /// Whether Cargo may use the network.
     pub offline: bool,

@@ -354,6 +354,133 @@ fn a_hybrid_image_embeds_one_model_and_mounts_the_other() {
 }
 
 #[test]
+fn hostile_paths_and_names_come_out_of_every_grammar_as_they_went_in() {
+    let _alone = alone();
+    let temporary = tempfile::tempdir().unwrap();
+    let top = temporary.path().canonicalize().unwrap();
+    let root = top.join("it's a \"w,s\" $HOME #1 x%h");
+    let write = |path: &str, text: &str| {
+        let path = root.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    let files = [
+        "#hash", "$HOME", "%h", "- dash", "0777", "1e3", "a b", "c,omma", "co:lon", "it's", "null", "q\"uote", "yes",
+        "~",
+    ];
+    for file in files {
+        write(&format!("models/m/{file}"), "x");
+    }
+    let models = ["yes", "null", "0777", "1e3"]
+        .map(|name| format!("[workspace.metadata.models.{name}]\nsource = \"models/m\"\n"));
+    write("Cargo.toml", &format!("[workspace]\nresolver = \"3\"\nmembers = [\"app\"]\n{}", models.concat()));
+    let image = "[package.metadata.image]\nhealthcheck = [\"$(X) $Y %h\"]\n";
+    write("app/Cargo.toml", &format!("[package]\nname = \"tiny\"\nversion = \"0.1.0\"\nedition = \"2024\"\n{image}"));
+    write("app/src/main.rs", "fn main() {}");
+    // Cargo and linkers refuse such a folder themselves.
+    let target = top.join("target");
+    let in_root = |arguments: &[&str]| {
+        let mut xtask = Command::new(env!("CARGO_BIN_EXE_xtask"));
+        succeed(xtask.args(arguments).current_dir(&root).env("CARGO_TARGET_DIR", &target))
+    };
+    succeed(Command::new("cargo").args(["generate-lockfile", "--offline", "--quiet"]).current_dir(&root));
+    in_root(&["lock"]);
+    in_root(&["image", "--mount"]);
+    let folder = target.join("image/tiny/mount");
+    let file = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let mut expected = Vec::new();
+    for model in ["0777", "1e3", "null", "yes"] {
+        let source = |name: &str| root.join("models/m").join(name).to_str().unwrap().to_owned();
+        expected.extend(files.map(|name| (source(name), format!("/models/{model}/{name}"))));
+    }
+    // The shell and the CSV of `--mount`, through the script itself.
+    let bin = top.join("bin");
+    std::fs::create_dir(&bin).unwrap();
+    std::fs::write(bin.join("docker"), "#!/bin/sh\nfor a; do printf '%s\\n' \"$a\"; done\n").unwrap();
+    succeed(Command::new("chmod").args(["+x", bin.join("docker").to_str().unwrap()]));
+    let printed = succeed(Command::new("env").arg(format!("PATH={}:/usr/bin:/bin", bin.display())).arg(file("run.sh")));
+    let mounts: Vec<_> = printed.lines().filter(|line| line.starts_with("type=bind")).map(csv).collect();
+    let value =
+        |fields: &[String], key: &str| fields.iter().find_map(|field| field.strip_prefix(key)).unwrap().to_owned();
+    let found: Vec<_> = mounts.iter().map(|fields| (value(fields, "source="), value(fields, "target="))).collect();
+    assert_eq!(found, expected, "run.sh");
+    succeed(Command::new("shellcheck").arg(file("run.sh")));
+    // YAML and Compose's `$`: its own output doubles the `$` again.
+    let config = tool(&["docker", "compose", "-f", &file("compose.yaml"), "config", "--format", "json"]);
+    let config: Value = serde_json::from_str(&config).unwrap();
+    let service = &config["services"]["tiny"];
+    let plain = |value: &Value| value.as_str().unwrap().replace("$$", "$");
+    let volumes = service["volumes"].as_array().unwrap();
+    let found: Vec<_> = volumes.iter().map(|volume| (plain(&volume["source"]), plain(&volume["target"]))).collect();
+    assert_eq!(found, expected, "compose.yaml");
+    assert_eq!(plain(&service["healthcheck"]["test"][2]), "$(X) $Y %h");
+    // YAML once more, as Kubernetes reads it; `$$(` is its `$(`.
+    let pod = tool(&["kubectl", "annotate", "--local", "-f", &file("kubernetes.yaml"), "a=b", "-o", "json"]);
+    let pod: Value = serde_json::from_str(&pod).unwrap();
+    let container = &pod["spec"]["template"]["spec"]["containers"][0];
+    assert_eq!(container["readinessProbe"]["exec"]["command"][1], "$$(X) $Y %h");
+    let paths: Vec<_> =
+        container["volumeMounts"].as_array().unwrap().iter().map(|mount| plain(&mount["mountPath"])).collect();
+    assert_eq!(paths, ["/models/0777", "/models/1e3", "/models/null", "/models/yes"]);
+    // A unit's quoting, undone as systemd does.
+    let units = top.join("units");
+    std::fs::create_dir(&units).unwrap();
+    std::fs::copy(file("tiny.container"), units.join("tiny.container")).unwrap();
+    let unit = format!("QUADLET_UNIT_DIRS={}", units.display());
+    let generated = tool(&["env", &unit, "/usr/libexec/podman/quadlet", "-dryrun", "-user"]);
+    let start = generated.lines().find(|line| line.starts_with("ExecStart=")).unwrap();
+    let words = systemd_words(start);
+    let mounts: Vec<_> = words.iter().filter(|word| word.starts_with("type=bind")).map(|word| csv(word)).collect();
+    let found: Vec<_> = mounts.iter().map(|fields| (value(fields, "source="), value(fields, "destination="))).collect();
+    assert_eq!(found, expected, "tiny.container");
+}
+
+/// The fields of a line of CSV (RFC 4180).
+fn csv(line: &str) -> Vec<String> {
+    let (mut fields, mut quoted) = (vec![String::new()], false);
+    let mut chars = line.chars().peekable();
+    while let Some(c) = chars.next() {
+        let field = fields.last_mut().unwrap();
+        match c {
+            '"' if quoted && chars.peek() == Some(&'"') => {
+                chars.next();
+                field.push('"');
+            }
+            '"' => quoted = !quoted,
+            ',' if !quoted => fields.push(String::new()),
+            c => field.push(c),
+        }
+    }
+    fields
+}
+
+/// The words of a command line of a unit (systemd.syntax(7), systemd.service(5)), for the escapes that quadlet writes.
+fn systemd_words(line: &str) -> Vec<String> {
+    let (mut words, mut quoted) = (vec![String::new()], false);
+    let mut chars = line.chars().peekable();
+    while let Some(c) = chars.next() {
+        let word = words.last_mut().unwrap();
+        match c {
+            '\\' => match chars.next().unwrap() {
+                'x' => {
+                    let hex: String = chars.by_ref().take(2).collect();
+                    word.push(char::from(u8::from_str_radix(&hex, 16).unwrap()));
+                }
+                escaped => word.push(escaped),
+            },
+            '"' => quoted = !quoted,
+            '%' | '$' if chars.peek() == Some(&c) => {
+                chars.next();
+                word.push(c);
+            }
+            ' ' if !quoted => words.push(String::new()),
+            c => word.push(c),
+        }
+    }
+    words
+}
+
+#[test]
 fn every_file_of_the_runtime_manifest_is_valid_where_it_is_read() {
     let _alone = alone();
     let folder = root().join("target/image/app/mount");

@@ -24,6 +24,9 @@ fn write_script(out: &mut String, manifest: &RuntimeManifest<'_>) -> std::fmt::R
     let subpath = if manifest.is_one_mount() { "17.06" } else { "26.0" };
     writeln!(out, "# MODELS_FROM=volume  the volume ${{MODELS_VOLUME:-{}}} (Docker {subpath})", volume(manifest))?;
     writeln!(out, "# MODELS_FROM=image   the model image (Docker 28.0 with the containerd image store)")?;
+    writeln!(out, "#")?;
+    writeln!(out, "# Nothing in single quotes is meant to be expanded.")?;
+    writeln!(out, "# shellcheck disable=SC2016")?;
     writeln!(out, "set -eu")?;
     writeln!(out, "here=$(CDPATH='' cd -- \"$(dirname -- \"$0\")\" && pwd)")?;
     writeln!(out, "load() {{ tar -C \"$here/$1\" -c . | docker load --quiet >/dev/null; }}")?;

@@ -44,18 +44,22 @@ fn write_unit(out: &mut String, manifest: &RuntimeManifest<'_>) -> std::fmt::Res
     if let Some(command) = &plan.healthcheck {
         let json: Vec<String> = command.iter().map(|word| serde_json::to_string(word).unwrap_or_default()).collect();
         // Taken as it is, not split into words.
-        writeln!(out, "HealthCmd=[{}]", json.join(",").replace('%', "%%"))?;
+        writeln!(out, "HealthCmd=[{}]", literal(&json.join(",")))?;
     }
     writeln!(out, "\n[Install]")?;
     writeln!(out, "WantedBy=default.target")
 }
 
-/// One word of a unit's value: `%` starts a specifier (systemd.unit(5)), quotes and spaces split words
-/// (systemd.syntax(7), "Quoting").
+/// One word of a unit's value: `%` starts a specifier (systemd.unit(5)), `$` a variable (systemd.service(5), "Command
+/// Lines"), quotes and spaces split words (systemd.syntax(7), "Quoting").
 fn word(text: &str) -> String {
-    let text = text.replace('%', "%%");
+    let text = literal(text);
     if text.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"'\\;#$".contains(&byte)) {
         return text;
     }
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+fn literal(text: &str) -> String {
+    text.replace('%', "%%").replace('$', "$$")
 }
