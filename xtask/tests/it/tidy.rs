@@ -168,7 +168,7 @@ fn the_engine_has_one_file_and_nothing_has_a_random_order() {
 
 /// What each module may import, in the order of the flow: a stage names what lies before it, and helpers name no stage.
 /// `commands`, `flags` and the crate itself may name everything; nothing may name `commands`.
-const IMPORTS: [(&str, &[&str]); 27] = [
+const IMPORTS: [(&str, &[&str]); 28] = [
     // Helpers.
     ("error", &[]),
     ("console", &["error"]),
@@ -198,7 +198,8 @@ const IMPORTS: [(&str, &[&str]); 27] = [
     ),
     ("oci::archive", &["error", "oci::assemble", "oci::layer", "oci::layout", "oci::reference", "oci::tar", "stamp"]),
     ("context", &["dockerfile", "error", "plan", "stamp", "verify", "write"]),
-    ("build_context", &["dockerfile", "error", "oci::layer", "oci::tar", "plan"]),
+    ("upload", &["error", "oci::layer"]),
+    ("build_context", &["dockerfile", "error", "oci::layer", "oci::tar", "plan", "upload"]),
     ("engine", &["console", "engine", "error", "oci::reference", "write"]),
     ("mounts", &["declare", "error", "mounts", "oci::reference", "oci::spec", "plan", "quote"]),
 ];
