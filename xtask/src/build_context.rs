@@ -4,9 +4,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use model_lock::Digest;
 
 use crate::dockerfile::FOLDER;
 use crate::dockerfile::Rendered;
@@ -14,7 +15,6 @@ use crate::error::{Failure, Kind, OrFail as _, Result};
 use crate::oci::layer::{Layer, Recipe};
 use crate::oci::tar;
 use crate::plan::ImagePlan;
-use crate::upload::{Source, send};
 
 /// What the ignore file beside the Dockerfile keeps out, wherever it is in a package.
 const LEFT_OUT: [&str; 3] = [".git", "target", ".cache"];
@@ -22,8 +22,21 @@ const LEFT_OUT: [&str; 3] = [".git", "target", ".cache"];
 /// A build context whose files are known and not yet read.
 #[derive(Debug)]
 pub struct BuildContext {
-    recipe: Recipe,
-    sources: Vec<Source>,
+    /// Its entries.
+    pub recipe: Recipe,
+    /// Where the bytes of its files come from, in the order in which the recipe counts them.
+    pub sources: Vec<Source>,
+}
+
+/// Where the bytes of one file come from.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// These are they.
+    Text(String),
+    /// A file.
+    File(PathBuf),
+    /// A file of a model, and the digest that it must have.
+    Model(PathBuf, Digest),
 }
 
 impl BuildContext {
@@ -56,23 +69,6 @@ impl BuildContext {
         let named: Vec<_> = entries.iter().map(|(path, (kind, _))| (format!("/{path}"), *kind)).collect();
         let sources = entries.into_values().map(|(_, source)| source).collect();
         Ok(Self { recipe: Recipe::new(&named, &[]), sources })
-    }
-
-    /// The size of the stream in bytes.
-    #[must_use]
-    pub fn size(&self) -> u64 {
-        self.recipe.size()
-    }
-
-    /// The number of files.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        self.sources.len()
-    }
-
-    /// Writes the stream. A model with other bytes than it must have is a failure of the kind [`Kind::Integrity`].
-    pub fn write(&self, out: impl Write, each: impl Fn(u64)) -> Result<()> {
-        send(&self.recipe, &self.sources, out, each)
     }
 }
 

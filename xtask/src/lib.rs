@@ -29,7 +29,6 @@ pub mod quote;
 pub mod resolve;
 pub mod source;
 pub mod stamp;
-pub mod upload;
 pub mod verify;
 pub mod write;
 

@@ -594,6 +594,20 @@ fn an_engine_that_cannot_be_reached_is_a_clear_error() {
 }
 
 #[test]
+fn what_the_engine_cannot_do_is_refused_before_it_is_asked() {
+    let workspace = Workspace::committed();
+    let nowhere = "unix:///nowhere";
+    for flag in [&["--print-digest"][..], &["--output", "x"]] {
+        let arguments = [&["image", "--embed", "--builder", "docker"], flag].concat();
+        xtask(&workspace, nowhere, &arguments).expect(2).says(&["in the engine, and nowhere else", "--builder docker"]);
+    }
+    let arguments = ["image", "--embed", "--build-arg", "A=b"];
+    xtask(&workspace, nowhere, &arguments).expect(2).says(&["`--build-arg` and `--network` are for the engine"]);
+    let arguments = ["image", "--embed", "--builder", "docker", "--build-arg", "1=b"];
+    xtask(&workspace, nowhere, &arguments).expect(2).says(&["it is not `NAME=VALUE`"]);
+}
+
+#[test]
 fn contexts_are_read() {
     let workspace = Workspace::committed();
     let config = tempfile::tempdir().unwrap();
@@ -641,15 +655,16 @@ fn long_nine_gibibytes_pass_through_little_memory() {
     workspace.run(&["lock"]).expect(0);
     let host = engine();
     let (loaded, built, volume) = ("model-lock-test/nine:load", "model-lock-test/nine:build", "model-lock-test-nine");
-    let _cleanup = (
-        image_cleanup(&[&host], loaded),
-        image_cleanup(&[&host], built),
-        Cleanup::of(&[(&host, format!("/volumes/{volume}?force=1")), (&host, "/build/prune?all=1".to_owned())]),
-    );
+    let _cleanup = (image_cleanup(&[&host], loaded), image_cleanup(&[&host], built));
     let load = peak_memory(&workspace, &host, &["image", "--embed", "--load", "--tag", loaded]);
+    // The disk has no place for all of it at once.
+    ask(&host, "DELETE", &format!("/images/{loaded}?force=1"));
     let arguments = build_arguments(built);
     let made = peak_memory(&workspace, &host, &arguments.iter().map(String::as_str).collect::<Vec<_>>());
-    assert_eq!(texts(&inspect(&host, built)["RootFS"]["Layers"])[..2], locked_layers(&workspace));
+    assert_eq!(texts(&inspect(&host, built)["RootFS"]["Layers"])[..3], locked_layers(&workspace));
+    ask(&host, "DELETE", &format!("/images/{built}?force=1"));
+    ask(&host, "POST", "/build/prune?all=1");
+    let _cleanup = Cleanup::of(&[(&host, format!("/volumes/{volume}?force=1"))]);
     let sync = peak_memory(&workspace, &host, &["volume", "sync", volume]);
     let verify = peak_memory(&workspace, &host, &["volume", "verify", volume]);
     let told = format!("MiB at most: --load {load}, --builder docker {made}, volume sync {sync}, verify {verify}");

@@ -7,6 +7,7 @@ use model_lock::{Digest, human};
 use serde_json::json;
 
 use super::prepare::{Planned, shown};
+use super::upload;
 use crate::build_context::BuildContext;
 use crate::console::Console;
 use crate::engine::{About, Build, Engine, EngineImage, Store};
@@ -172,6 +173,10 @@ impl<W: std::io::Write, F: Fn(u64)> std::io::Write for Counted<W, F> {
 /// Builds the plan's Dockerfile with the engine, compares the image with the plan, and gives it its name.
 pub(super) fn build(planned: &Planned, flags: &Flags, console: &Console) -> Result<()> {
     let Planned { plan, declaration, reference, rendered, .. } = planned;
+    if flags.print_digest || flags.model_image || flags.output.is_some() {
+        return Err(Failure::new(Kind::Usage, "an image that the engine builds is in the engine, and nowhere else")
+            .help("leave `--builder docker` out for `--print-digest`, `--model-image` and `--output`"));
+    }
     let engine = connect(console)?;
     engine.require_link()?;
     let layers = planned.layers(&plan.model_layers)?;
@@ -188,11 +193,12 @@ pub(super) fn build(planned: &Planned, flags: &Flags, console: &Console) -> Resu
         platform: plan.platform.to_string(),
     };
     let dockerfile = shown(&declaration.root, &planned.folder.join(&rendered.name));
-    let size = format!("{}, {}", human::count(context.count(), "file"), human::bytes(context.size()));
-    let steps = console.steps("Building", &format!("{dockerfile} ({size})"), context.size());
-    let outcome = engine.build(&build, &steps, |out| context.write(out, |bytes| steps.add(bytes)));
+    let size = format!("{}, {}", human::count(context.sources.len(), "file"), human::bytes(context.recipe.size()));
+    let steps = console.steps("Building", &format!("{dockerfile} ({size})"), context.recipe.size());
+    let outcome = engine
+        .build(&build, &steps, |out| upload::send(&context.recipe, &context.sources, out, |bytes| steps.add(bytes)));
     drop(steps);
-    let ((), id) = outcome.map_err(|failure| report(planned, failure, console))?;
+    let id = outcome.map_err(|failure| report(planned, failure, console))?;
     let image = engine.image(&id)?.ok_or_else(|| {
         Failure::new(Kind::Engine, format!("the engine built `{id}` and does not have it"))
             .help("see the engine's log, then run the command again")

@@ -49,6 +49,13 @@ pub fn run(flags: &Flags, global: &Global, console: &Console) -> Result<()> {
     if flags.builder == Builder::Docker {
         return engine::build(&planned, flags, console);
     }
+    if !flags.build_args.is_empty() || flags.network.is_some() {
+        return Err(Failure::new(
+            Kind::Usage,
+            "`--build-arg` and `--network` are for the engine, which builds the Dockerfile",
+        )
+        .help("add `--builder docker`, or leave them out"));
+    }
     let engine = if flags.load { Some(engine::connect(console)?) } else { None };
     let assembled = planned.assemble(global, console)?;
     let place = if flags.print_digest {

@@ -5,5 +5,6 @@ pub mod image;
 pub mod lock;
 pub mod prepare;
 pub mod run;
+mod upload;
 pub mod verify_models;
 pub mod volume;

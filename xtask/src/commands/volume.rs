@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::engine;
+use super::upload::send;
+use crate::build_context::Source;
 use crate::compile::host_platform;
 use crate::console::Console;
 use crate::declare::{Declaration, DeclaredModel, declare};
@@ -26,7 +28,6 @@ use crate::oci::reference::Reference;
 use crate::oci::spec::{CONFIG, Config, Descriptor, Execution, History, MANIFEST, Manifest, RootFs, rfc3339};
 use crate::oci::tar;
 use crate::stamp::Stamps;
-use crate::upload::{Source, send};
 use crate::verify::verify;
 
 /// The label of a volume that this program made.

@@ -53,15 +53,10 @@ impl Engine {
     pub fn require_link(&self) -> Result<()> {
         match *self {}
     }
-    pub fn load<T: Send>(&self, _: impl FnOnce(&mut dyn Write) -> Result<T> + Send) -> Result<T> {
+    pub fn load(&self, _: impl FnOnce(&mut dyn Write) -> Result<()> + Send) -> Result<()> {
         match *self {}
     }
-    pub fn build<T: Send>(
-        &self,
-        _: &Build,
-        _: &Steps,
-        _: impl FnOnce(&mut dyn Write) -> Result<T> + Send,
-    ) -> Result<(T, String)> {
+    pub fn build(&self, _: &Build, _: &Steps, _: impl FnOnce(&mut dyn Write) -> Result<()> + Send) -> Result<String> {
         match *self {}
     }
     pub fn run(&self, _: &Container, _: impl FnOnce(&[Publish]), _: impl Fn(&[u8])) -> Result<Ended> {
@@ -83,7 +78,7 @@ impl Engine {
 
 #[expect(missing_docs, reason = "as in `transfer`")]
 impl Helper<'_> {
-    pub fn upload<T: Send>(&self, _: impl FnOnce(&mut dyn Write) -> Result<T> + Send) -> Result<T> {
+    pub fn upload(&self, _: impl FnOnce(&mut dyn Write) -> Result<()> + Send) -> Result<()> {
         match *self.0 {}
     }
     pub fn files(&self, _: impl FnMut(&str, Entry, &mut dyn Read) -> Result<()> + Send) -> Result<()> {

@@ -20,12 +20,12 @@ const LAST_LINES: usize = 20;
 
 impl Engine {
     /// Builds the context that `write` writes as a tar stream, and gives the image's id. It gets no name.
-    pub fn build<T: Send>(
+    pub fn build(
         &self,
         build: &Build,
         steps: &Steps,
-        write: impl FnOnce(&mut dyn Write) -> Result<T> + Send,
-    ) -> Result<(T, String)> {
+        write: impl FnOnce(&mut dyn Write) -> Result<()> + Send,
+    ) -> Result<String> {
         let options = BuildImageOptions {
             dockerfile: build.dockerfile.clone(),
             buildargs: Some(build.arguments.clone().into_iter().collect()),

@@ -150,25 +150,21 @@ impl Engine {
 
     /// Runs a request whose body `write` fills, on a thread of its own. Where both fail, the one that came first is told:
     /// an engine that hangs up makes writing fail, and bytes that are wrong make the request fail.
-    pub(super) fn stream<T: Send, R, F: Future<Output = Result<R>>>(
+    pub(super) fn stream<T, F: Future<Output = Result<T>>>(
         &self,
-        write: impl FnOnce(&mut Writer) -> Result<T> + Send,
+        write: impl FnOnce(&mut Writer) -> Result<()> + Send,
         request: impl FnOnce(Docker, Body) -> F,
-    ) -> Result<(T, R)> {
+    ) -> Result<T> {
         let (mut writer, body) = pipe();
         let docker = self.docker.clone().with_timeout(LONG);
         std::thread::scope(|scope| {
             let writing = scope.spawn(move || {
-                match write(&mut writer).and_then(|value| {
-                    writer.flush().or_fail(Kind::Engine, || "failed to send the last bytes".to_owned())?;
-                    Ok(value)
-                }) {
-                    Ok(value) => Ok(value),
-                    Err(failure) => {
-                        writer.abort();
-                        Err(failure)
-                    }
+                let written = write(&mut writer)
+                    .and_then(|()| writer.flush().or_fail(Kind::Engine, || "failed to send the last bytes".to_owned()));
+                if written.is_err() {
+                    writer.abort();
                 }
+                written
             });
             let answer = self.runtime.block_on(async {
                 let request = std::pin::pin!(request(docker, body.clone()));
@@ -181,10 +177,10 @@ impl Engine {
             });
             body.close();
             let written = writing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            match (written, answer) {
-                (Ok(value), Ok(answer)) => Ok((value, answer)),
-                (Err(failure), Err(answer)) => Err(if is_hang_up(&failure) { answer } else { failure }),
-                (Err(failure), Ok(_)) | (Ok(_), Err(failure)) => Err(failure),
+            match written {
+                // An engine that has what it wants need not take the rest.
+                Err(failure) if !is_hang_up(&failure) => Err(failure),
+                _ => answer,
             }
         })
     }

@@ -24,8 +24,8 @@ const PLACE: &str = "/models";
 
 impl Engine {
     /// Loads the archive that `write` writes.
-    pub fn load<T: Send>(&self, write: impl FnOnce(&mut dyn Write) -> Result<T> + Send) -> Result<T> {
-        let loaded = self.stream(
+    pub fn load(&self, write: impl FnOnce(&mut dyn Write) -> Result<()> + Send) -> Result<()> {
+        self.stream(
             |writer| write(writer),
             |docker, body| async move {
                 let answers = docker.import_image(ImportImageOptions::default(), bollard::body_try_stream(body), None);
@@ -42,8 +42,7 @@ impl Engine {
                 }
                 Ok(())
             },
-        )?;
-        Ok(loaded.0)
+        )
     }
 
     /// The labels of a volume, if there is one of this name.
@@ -138,9 +137,9 @@ pub struct Helper<'a> {
 
 impl Helper<'_> {
     /// Unpacks the tar stream that `write` writes into the volume.
-    pub fn upload<T: Send>(&self, write: impl FnOnce(&mut dyn Write) -> Result<T> + Send) -> Result<T> {
+    pub fn upload(&self, write: impl FnOnce(&mut dyn Write) -> Result<()> + Send) -> Result<()> {
         let options = UploadToContainerOptions { path: PLACE.to_owned(), ..UploadToContainerOptions::default() };
-        let sent = self.engine.stream(
+        self.engine.stream(
             |writer| write(writer),
             |docker, body| async move {
                 let body = bollard::body_try_stream(body);
@@ -148,8 +147,7 @@ impl Helper<'_> {
                     self.engine.failed(format!("failed to write to the volume `{}`", self.volume), &error)
                 })
             },
-        )?;
-        Ok(sent.0)
+        )
     }
 
     /// Hands everything that is in the volume to `each`: its path in the volume, what it is, and its bytes.

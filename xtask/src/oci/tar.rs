@@ -65,11 +65,13 @@ pub fn header(path: &str, kind: Kind) -> Vec<u8> {
         path.push('/');
     }
     let split = split(&path);
+    let is_large = kind.size() > MAX_OCTAL_SIZE;
     let mut records = String::new();
-    if split.is_none() {
+    // With a record for the size there is no split any more: a path that was to be split needs its record, too.
+    if split.is_none_or(|(prefix, _)| is_large && !prefix.is_empty()) {
         push_record(&mut records, "path", &path);
     }
-    if kind.size() > MAX_OCTAL_SIZE {
+    if is_large {
         push_record(&mut records, "size", &kind.size().to_string());
     }
     let mut bytes = Vec::new();
@@ -96,7 +98,7 @@ pub fn header(path: &str, kind: Kind) -> Vec<u8> {
     put_octal(&mut block[MODE], mode);
     put_octal(&mut block[UID], 0);
     put_octal(&mut block[GID], 0);
-    put_octal(&mut block[SIZE], if kind.size() > MAX_OCTAL_SIZE { 0 } else { kind.size() });
+    put_octal(&mut block[SIZE], if is_large { 0 } else { kind.size() });
     put_octal(&mut block[MTIME], 0);
     put_octal(&mut block[DEV_MAJOR], 0);
     put_octal(&mut block[DEV_MINOR], 0);
@@ -206,6 +208,11 @@ mod tests {
         assert_eq!(blocks(&format!("/m/{}/{}", "d".repeat(100), "f".repeat(100)), Kind::File(0)), 1);
         assert_eq!(blocks(&format!("/m/{}", "f".repeat(101)), Kind::File(0)), 3);
         assert_eq!(blocks("/models/é", Kind::Folder), 3);
+        // A path that would be split, of a file whose size needs a record: no reader may find half of it.
+        let path = format!("m/{}/{}", "d".repeat(100), "f".repeat(50));
+        let bytes = header(&format!("/{path}"), Kind::File(MAX_OCTAL_SIZE + 1));
+        let records = String::from_utf8_lossy(&bytes[512..1024]).trim_end_matches('\0').to_owned();
+        assert_eq!(records, format!("163 path={path}\n19 size=8589934592\n"));
     }
 
     proptest! {

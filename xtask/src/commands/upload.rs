@@ -1,0 +1,99 @@
+//! A tar stream made from files where they are, on its way to an engine. What is locked is checked as it goes by; a file
+//! that is not as it must be breaks the stream off, so nobody takes it for whole.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+
+use model_lock::digest::Hasher;
+use model_lock::verify::open_regular;
+
+use crate::build_context::Source;
+use crate::error::{Failure, Kind, Result};
+use crate::oci::layer::{Piece, Recipe};
+
+fn open(source: &Source) -> io::Result<Box<dyn Read + Send + '_>> {
+    Ok(match source {
+        Source::Text(text) => Box::new(text.as_bytes()),
+        Source::File(at) => Box::new(File::open(at)?),
+        Source::Model(at, _) => {
+            let file = open_regular(at)?;
+            Box::new(file.ok_or_else(|| io::Error::other("it is not a regular file"))?)
+        }
+    })
+}
+
+fn name(source: &Source) -> String {
+    match source {
+        Source::Text(_) => "a generated file".to_owned(),
+        Source::File(at) | Source::Model(at, _) => at.display().to_string(),
+    }
+}
+
+/// Writes `recipe`, whose files are `sources`. A model with other bytes than it must have is a failure of the kind
+/// [`Kind::Integrity`].
+pub(super) fn send(recipe: &Recipe, sources: &[Source], mut out: impl Write, each: impl Fn(u64)) -> Result<()> {
+    let mut current: Option<(usize, Hasher)> = None;
+    let mut last = 0;
+    let mut differs = false;
+    let written = recipe.write(
+        |index| open(&sources[index]),
+        |piece| {
+            match piece {
+                Piece::File(index, bytes) => {
+                    last = index;
+                    current.get_or_insert_with(|| (index, Hasher::default())).1.update(bytes);
+                }
+                // Headers and padding: the file before is at its end.
+                Piece::Frame(_) => {
+                    if let Some((index, hasher)) = current.take()
+                        && let Source::Model(_, digest) = &sources[index]
+                        && hasher.finish() != *digest
+                    {
+                        differs = true;
+                        return Err(io::Error::other("it has other bytes"));
+                    }
+                }
+            }
+            let bytes = piece.bytes();
+            out.write_all(bytes)?;
+            each(bytes.len() as u64);
+            Ok(())
+        },
+    );
+    written.map_err(|error| {
+        let name = sources.get(last).map(name).unwrap_or_default();
+        let is_model = matches!(sources.get(last), Some(Source::Model(..)));
+        if differs || (is_model && error.kind() == io::ErrorKind::InvalidData) {
+            return Failure::new(Kind::Integrity, format!("`{name}` has other bytes than models.lock says"))
+                .help("was it written to meanwhile? run `cargo xtask verify-models`");
+        }
+        Failure::new(Kind::Io, format!("failed to send `{name}`")).because(error)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use model_lock::Digest;
+
+    use super::*;
+    use crate::oci::tar;
+
+    #[test]
+    fn what_is_locked_is_checked_on_its_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = folder.path().join("model");
+        std::fs::write(&at, "0123456789").unwrap();
+        let recipe = Recipe::new(&[("/m".to_owned(), tar::Kind::File(10)), ("/t".to_owned(), tar::Kind::File(1))], &[]);
+        let send_as = |digest: Digest| {
+            let mut bytes = Vec::new();
+            let sources = [Source::Model(at.clone(), digest), Source::Text("x".to_owned())];
+            send(&recipe, &sources, &mut bytes, |_| {}).map(|()| bytes)
+        };
+        assert_eq!(send_as(Digest::of(b"0123456789")).unwrap().len() as u64, recipe.size());
+        assert_eq!(send_as(Digest::of(b"other")).unwrap_err().kind, Kind::Integrity);
+        std::fs::write(&at, "short").unwrap();
+        assert_eq!(send_as(Digest::of(b"short")).unwrap_err().kind, Kind::Integrity);
+        std::fs::remove_file(&at).unwrap();
+        assert_eq!(send_as(Digest::of(b"0123456789")).unwrap_err().kind, Kind::Io);
+    }
+}
