@@ -1,6 +1,7 @@
 #!/bin/sh
 # Times the commands that read models against programs that do the least that could be done, in turn, on one made-up
 # model, and prints each time and the ratio. Usage: benches/run.sh [MiB]. Needs openssl, GNU tar and about 5 times the space.
+# With DOCKER_HOST set, also what that engine does, which needs `docker` and as much space again where the engine is.
 set -eu
 here=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 mib=${1:-2048}
@@ -33,7 +34,7 @@ compare() { # compare NAME OURS PEER
     [ "$(echo "$ours < $best_ours" | bc)" = 1 ] && best_ours=$ours
     [ "$(echo "$peer < $best_peer" | bc)" = 1 ] && best_peer=$peer
   done
-  echo "| $1 | $best_ours s | $best_peer s | $(echo "scale=2; $best_ours / $best_peer" | bc) |"
+  printf '| %s | %.2f s | %.2f s | %.2f |\n' "$1" "$best_ours" "$best_peer" "$(echo "scale=4; $best_ours / $best_peer" | bc)"
 }
 echo "| $mib MiB in two files | here | peer | ratio |"
 echo "|---|---|---|---|"
@@ -43,3 +44,24 @@ compare "\`image --embed --output\`, first time / \`tar -c\` to a file and \`ope
   "rm -rf out target/image/stamps.json; $xtask image --embed --output out" "tar -cf out.tar models && openssl dgst -sha256 out.tar; rm -f out.tar"
 compare "\`image --embed --output\`, nothing changed / the same" \
   "$xtask image --embed --output out" "tar -cf out.tar models && openssl dgst -sha256 out.tar; rm -f out.tar"
+
+[ -n "${DOCKER_HOST:-}" ] || exit 0
+"$xtask" image --embed --quiet --output image.tar >/dev/null
+forget='docker image rm --force app:embed bench:latest >/dev/null 2>&1; docker image prune --force >/dev/null'
+cat >plain.Dockerfile <<'EOF'
+FROM scratch
+COPY models /models
+COPY app/src /app
+EOF
+printf '*\n!models\n!app\n' >plain.Dockerfile.dockerignore
+plain='docker buildx build --quiet --file plain.Dockerfile --tag bench .'
+compare "\`image --embed --load\`, first time / \`docker load\` of the same image" \
+  "$forget; $xtask image --embed --load" "$forget; docker load --input image.tar"
+compare "\`image --embed --load\`, first time / \`docker build\` of a Dockerfile with \`COPY models /models\`" \
+  "$forget; $xtask image --embed --load" "docker builder prune --all --force; $forget; $plain"
+# shellcheck disable=SC2016 # expanded where it is run
+change='count=$(cat count 2>/dev/null || echo 0); echo $((count + 1)) >count; echo "fn main() { println!(\"$count\"); }" >app/src/main.rs'
+"$xtask" image --embed --load --quiet >/dev/null
+compare "\`image --embed --load\` after a change of code / \`docker load\` of the whole" \
+  "$change; $xtask image --embed --load" "docker load --input image.tar"
+sh -c "$forget; docker builder prune --all --force" >/dev/null 2>&1

@@ -464,7 +464,7 @@ fn set<T: Send + Sync>(
     root: &ModelRoot,
     pins: &Pins,
     verify: Verify,
-    load: &(dyn Fn(&Files<'_>) -> Result<T, Refused> + Send + Sync),
+    load: &Load<T>,
     before: Option<&Loaded<T>>,
 ) -> Result<Loaded<T>, Vec<Refused>> {
     let loaded = parallel(&pins.models, |pin| {
@@ -604,7 +604,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::lock::{LockedFile, LockedLayer, revision_of};
+    use crate::lock::tests::model_of;
 
     /// The longest that anything here may take.
     const PATIENCE: Duration = Duration::from_secs(30);
@@ -614,25 +614,9 @@ mod tests {
 
     /// Models `a` and `b` of a card and weights, as a lock.
     fn lock(a: &[u8], b: &[u8]) -> ModelLock {
-        let model = |name: &str, weights: &[u8]| {
-            let file = |path: &str, bytes: &[u8]| LockedFile {
-                path: path.parse().unwrap(),
-                size: bytes.len() as u64,
-                digest: Digest::of(bytes),
-                layer: LockedLayer { digest: Digest::of(format!("{name}/{path}").as_bytes()), size: 2048 },
-            };
-            let files = vec![file("README.md", CARD), file("w", weights)];
-            LockedModel {
-                name: name.parse().unwrap(),
-                source: format!("models/{name}"),
-                revision: revision_of(files.iter().map(|file| (&file.path, file.digest))),
-                mirrors: Vec::new(),
-                include: Vec::new(),
-                exclude: Vec::new(),
-                target: format!("/models/{name}").parse().unwrap(),
-                license: None,
-                files,
-            }
+        let model = |name: &str, weights: &[u8]| LockedModel {
+            license: None,
+            ..model_of(name, &format!("/models/{name}"), &[("README.md", CARD), ("w", weights)])
         };
         ModelLock::new(vec![model("a", a), model("b", b)]).unwrap()
     }

@@ -246,14 +246,19 @@ pub fn revision_of<'a>(files: impl IntoIterator<Item = (&'a RelPath, Digest)>) -
 pub(crate) mod tests {
     use super::*;
 
-    /// A model with these files; sizes and digests follow from the paths.
+    /// A model whose files hold their own names.
     pub(crate) fn model(name: &str, target: &str, files: &[&str]) -> LockedModel {
+        model_of(name, target, &files.iter().map(|path| (*path, path.as_bytes())).collect::<Vec<_>>())
+    }
+
+    /// A model with these files.
+    pub(crate) fn model_of(name: &str, target: &str, files: &[(&str, &[u8])]) -> LockedModel {
         let files: Vec<_> = files
             .iter()
-            .map(|path| LockedFile {
+            .map(|(path, bytes)| LockedFile {
                 path: path.parse().unwrap(),
-                size: path.len() as u64,
-                digest: Digest::of(path.as_bytes()),
+                size: bytes.len() as u64,
+                digest: Digest::of(bytes),
                 layer: LockedLayer { digest: Digest::of(format!("{target}/{path}").as_bytes()), size: 2048 },
             })
             .collect();

@@ -249,9 +249,16 @@ impl ModelRoot {
         let Some(root) = &self.0 else {
             return PathBuf::from(in_container);
         };
-        let below = in_container.strip_prefix(TargetPath::DEFAULT_ROOT).filter(|rest| rest.starts_with('/'));
-        root.join(below.unwrap_or(in_container).trim_start_matches('/'))
+        root.join(in_root(in_container))
     }
+}
+
+/// The path, within what stands for `/models`, of the file or folder with this path in a container: relative to `/models`
+/// if it is below, else its whole path without the leading slash.
+#[must_use]
+pub fn in_root(in_container: &str) -> &str {
+    let below = in_container.strip_prefix(TargetPath::DEFAULT_ROOT).filter(|rest| rest.starts_with('/'));
+    below.unwrap_or(in_container).trim_start_matches('/')
 }
 
 impl Default for ModelRoot {

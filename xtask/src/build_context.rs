@@ -5,19 +5,14 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use model_lock::Digest;
-
-use crate::dockerfile::FOLDER;
-use crate::dockerfile::Rendered;
+use crate::dockerfile::{FOLDER, LEFT_OUT, Rendered, copied};
 use crate::error::{Failure, Kind, OrFail as _, Result};
 use crate::oci::layer::{Layer, Recipe};
 use crate::oci::tar;
 use crate::plan::ImagePlan;
-
-/// What the ignore file beside the Dockerfile keeps out, wherever it is in a package.
-const LEFT_OUT: [&str; 3] = [".git", "target", ".cache"];
+use crate::upload::Source;
 
 /// A build context whose files are known and not yet read.
 #[derive(Debug)]
@@ -28,35 +23,15 @@ pub struct BuildContext {
     pub sources: Vec<Source>,
 }
 
-/// Where the bytes of one file come from.
-#[derive(Debug, Clone)]
-pub enum Source {
-    /// These are they.
-    Text(String),
-    /// A file.
-    File(PathBuf),
-    /// A file of a model, and the digest that it must have.
-    Model(PathBuf, Digest),
-}
-
 impl BuildContext {
     /// Collects what `dockerfile` names. `models` are the plan's model layers with the places of their files.
     pub fn collect(root: &Path, plan: &ImagePlan, dockerfile: &Rendered, models: &[Layer]) -> Result<Self> {
         let mut entries = Entries::new();
-        for name in ["Cargo.toml", "Cargo.lock", "models.lock"] {
-            add_file(&mut entries, root, name)?;
+        for path in copied(plan) {
+            add(&mut entries, root, &path, &LEFT_OUT)?;
         }
-        for (member, compiled) in &plan.members {
-            match (compiled, member.folder.as_str()) {
-                (true, "") => {
-                    for first in member.targets.iter().filter_map(|(source, _)| source.split('/').next()) {
-                        add(&mut entries, root, first)?;
-                    }
-                }
-                (true, folder) => add(&mut entries, root, folder)?,
-                (false, "") => {}
-                (false, folder) => add_file(&mut entries, root, &format!("{folder}/Cargo.toml"))?,
-            }
+        for path in plan.cargo.paths() {
+            add(&mut entries, root, path.as_str(), &[])?;
         }
         let text = dockerfile.text.clone();
         entries.insert(dockerfile.name.clone(), (tar::Kind::File(text.len() as u64), Source::Text(text)));
@@ -74,13 +49,13 @@ impl BuildContext {
 
 type Entries = BTreeMap<String, (tar::Kind, Source)>;
 
-/// Adds the file or folder at `path`, which is relative to `root`.
-fn add(entries: &mut Entries, root: &Path, path: &str) -> Result<()> {
-    if root.join(path).is_dir() { walk(entries, root, path) } else { add_file(entries, root, path) }
+/// Adds the file or folder at `path`, which is relative to `root`, without what has one of these names in it.
+fn add(entries: &mut Entries, root: &Path, path: &str, without: &[&str]) -> Result<()> {
+    if root.join(path).is_dir() { walk(entries, root, path, without) } else { add_file(entries, root, path) }
 }
 
 #[expect(clippy::disallowed_methods, reason = "the entries are sorted by their paths")]
-fn walk(entries: &mut Entries, root: &Path, folder: &str) -> Result<()> {
+fn walk(entries: &mut Entries, root: &Path, folder: &str, without: &[&str]) -> Result<()> {
     let fail = || format!("failed to read the folder `{folder}`");
     for entry in fs::read_dir(root.join(folder)).or_fail(Kind::Io, fail)? {
         let entry = entry.or_fail(Kind::Io, fail)?;
@@ -92,13 +67,13 @@ fn walk(entries: &mut Entries, root: &Path, folder: &str) -> Result<()> {
             )
             .help("rename it: a build context cannot hold it"));
         };
-        if LEFT_OUT.contains(&name) {
+        if without.contains(&name) {
             continue;
         }
         let path = format!("{folder}/{name}");
         let kind = entry.file_type().or_fail(Kind::Io, fail)?;
         if kind.is_dir() {
-            walk(entries, root, &path)?;
+            walk(entries, root, &path, without)?;
         } else if kind.is_file() || (kind.is_symlink() && root.join(&path).is_file()) {
             add_file(entries, root, &path)?;
         }

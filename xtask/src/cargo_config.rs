@@ -1,15 +1,59 @@
-//! Cargo reads configuration from every folder above the workspace and from its home. What stands there belongs to no
-//! commit, so it must not change an image in silence: profiles and variables are refused by name, a linker is set aside.
+//! Cargo reads configuration from the workspace, every folder above it, and its home. What the workspace has is part of the
+//! commit, and goes where the build goes. What stands elsewhere belongs to no commit, so it must not change an image in
+//! silence: profiles and variables are refused by name, a linker is set aside.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use model_lock::RelPath;
 use toml::{Table, Value};
 
 use crate::error::{Failure, Kind, Result};
 
 /// Tables that change what a compiler makes.
 const REFUSED: [&str; 2] = ["profile", "env"];
+
+/// The configuration of a workspace: what a build elsewhere needs of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Own {
+    /// The file, relative to the workspace.
+    pub file: Option<RelPath>,
+    /// The folders in the workspace that it takes crates from instead of a registry, sorted.
+    pub vendored: Vec<RelPath>,
+    /// The keys with flags for the compiler, such as `build.rustflags`.
+    pub rustflags: Vec<String>,
+}
+
+impl Own {
+    /// What goes along: the file, and the folders of crates.
+    pub fn paths(&self) -> impl Iterator<Item = &RelPath> {
+        self.file.iter().chain(&self.vendored)
+    }
+}
+
+/// Reads the configuration of the workspace at `root`. A folder outside the workspace is not named: a build elsewhere
+/// does not have it.
+#[must_use]
+pub fn own(root: &Path) -> Own {
+    let Some((path, table)) = read(&root.join(".cargo")) else { return Own::default() };
+    let relative = |path: &Path| path.strip_prefix(root).ok()?.to_str()?.parse().ok();
+    let sources = table.get("source").and_then(Value::as_table).into_iter().flat_map(Table::values);
+    let folder = |source: &Value| {
+        let named = ["directory", "local-registry"].iter().find_map(|key| source.get(*key)?.as_str())?;
+        // The Cargo Book, "Configuration", "Config-relative paths": from the folder that holds `.cargo`.
+        relative(&root.join(named).components().collect::<PathBuf>())
+    };
+    let vendored: BTreeSet<RelPath> = sources.filter_map(folder).collect();
+    let targets = table.get("target").and_then(Value::as_table).into_iter().flatten();
+    let targets = targets.map(|(name, value)| (format!("target.{name}.rustflags"), value));
+    let build = table.get("build").map(|value| ("build.rustflags".to_owned(), value));
+    let flags = build.into_iter().chain(targets).filter(|(_, value)| value.get("rustflags").is_some());
+    Own {
+        file: relative(&path),
+        vendored: vendored.into_iter().collect(),
+        rustflags: flags.map(|(key, _)| key).collect(),
+    }
+}
 
 /// Looks through the configurations outside the workspace at `root`. Gives the linker that has to be named for `target`
 /// so that one from outside does not count; nothing where none is from outside.
@@ -48,6 +92,29 @@ fn linker_of<'a>(table: &'a Table, target: &str) -> Option<&'a Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_workspace_has_goes_along() {
+        let temporary = tempfile::tempdir().unwrap();
+        let root = temporary.path();
+        assert_eq!(own(root), Own::default());
+        std::fs::create_dir(root.join(".cargo")).unwrap();
+        let text = format!(
+            "[source.crates-io]\nreplace-with = \"a\"\n[source.a]\ndirectory = \"./third party/b/\"\n\
+             [source.c]\nlocal-registry = \"a\"\n[source.d]\ndirectory = \"../outside\"\n\
+             [source.e]\ndirectory = \"/outside\"\n[source.f]\ndirectory = \"{}/z\"\n",
+            root.display()
+        );
+        std::fs::write(root.join(".cargo/config.toml"), text).unwrap();
+        let Own { file, vendored, rustflags } = own(root);
+        assert!(rustflags.is_empty());
+        assert_eq!(file.unwrap().as_str(), ".cargo/config.toml");
+        assert_eq!(vendored.iter().map(RelPath::as_str).collect::<Vec<_>>(), ["a", "third party/b", "z"]);
+        let text =
+            "[build]\nrustflags = [\"-Cx\"]\n[target.'cfg(unix)']\nrustflags = \"-Cy\"\n[target.z]\nlinker = \"l\"\n";
+        std::fs::write(root.join(".cargo/config.toml"), text).unwrap();
+        assert_eq!(own(root).rustflags, ["build.rustflags", "target.cfg(unix).rustflags"]);
+    }
 
     #[test]
     fn what_stands_outside_is_refused_or_set_aside() {

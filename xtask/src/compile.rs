@@ -122,7 +122,7 @@ pub fn compile(
     let shell = Shell::new().or_fail(Kind::Program, || "failed to prepare a call of `cargo`".to_owned())?;
     shell.change_dir(&declaration.root);
     // A folder of its own: other flags than those of everyday builds would make the two undo each other.
-    let folder = declaration.target_dir.join("image").join("cargo");
+    let folder = declaration.image_dir().join("cargo");
     let program = &cargo.program;
     let offline = cargo.offline.then_some("--offline");
     let quiet = (!console.is_verbose()).then_some("--quiet");
@@ -136,7 +136,7 @@ pub fn compile(
             command = command.env(name, value);
         }
     }
-    command = command.env("CARGO_ENCODED_RUSTFLAGS", flags(declaration, cargo, &folder)?.join("\x1f"));
+    command = command.env("CARGO_ENCODED_RUSTFLAGS", flags(declaration, image, cargo, &folder)?.join("\x1f"));
     if let Some(linker) = cargo_config::linker(&declaration.root, &home(cargo), target)? {
         command = command.env(format!("CARGO_TARGET_{}_LINKER", target.to_uppercase().replace('-', "_")), linker);
     }
@@ -150,9 +150,9 @@ pub fn compile(
         .help(format!("see what Cargo says above; is the target there? `rustup target add {target}`")))
 }
 
-/// Static, and the places that compilers write into programs under names that are the same everywhere. The last
-/// remapping that fits wins, so the target folder, which is mostly inside the workspace, comes last.
-fn flags(declaration: &Declaration, cargo: &Cargo, folder: &Path) -> Result<Vec<String>> {
+/// Static, and the places that compilers write into programs under names that are the same everywhere; then what is
+/// declared. The last remapping that fits wins, so the target folder, which is mostly inside the workspace, comes last.
+fn flags(declaration: &Declaration, image: &DeclaredImage, cargo: &Cargo, folder: &Path) -> Result<Vec<String>> {
     let home = home(cargo);
     let remap = |from: &Path, to: &str| format!("--remap-path-prefix={}={to}", from.display());
     let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
@@ -164,6 +164,7 @@ fn flags(declaration: &Declaration, cargo: &Cargo, folder: &Path) -> Result<Vec<
     flags.push(remap(&sysroot.join("lib/rustlib/src/rust"), &format!("/rustc/{commit}")));
     flags.push(remap(&declaration.root, "/src"));
     flags.push(remap(folder, "/target"));
+    flags.extend(image.rustflags.iter().flatten().cloned());
     Ok(flags)
 }
 

@@ -2,7 +2,7 @@
 //! to stderr: status lines with Cargo's 12-column verbs, progress bars on a terminal, errors.
 
 use std::borrow::Cow;
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _, Write};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -152,20 +152,20 @@ impl Console {
             return Progress(ProgressBar::hidden());
         }
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-        let color = if self.color { ".green.bold" } else { "" };
+        let color = self.verb_color();
         let template =
-            format!("{{prefix:>12{color}}} [{{bar:24}}] {{bytes}}/{{total_bytes}} {{bytes_per_sec}} {{msg}}");
-        if let Ok(style) = ProgressStyle::with_template(&template) {
-            bar.set_style(style.progress_chars("=> "));
-        }
+            format!("{{prefix:>12{color}}} [{{bar:24}}] {{bytes}}/{{total_bytes}} {{bytes_per_sec}} {{wide_msg}}");
+        bar.set_style(style(&template));
         bar.set_prefix(verb.to_owned());
         bar.set_message(printable(message).into_owned());
         bar.enable_steady_tick(Duration::from_millis(200));
         Progress(bar)
     }
-}
 
-impl Console {
+    fn verb_color(&self) -> &'static str {
+        if self.color { ".green.bold" } else { "" }
+    }
+
     /// The steps of a build that sends `total` bytes first.
     #[must_use]
     pub fn steps(&self, verb: &str, message: &str, total: u64) -> Steps {
@@ -188,13 +188,19 @@ pub struct Steps {
 }
 
 impl Steps {
-    /// So many bytes more were sent.
+    /// So many bytes more were sent. When all are, time is what there is to show.
     pub fn add(&self, bytes: u64) {
         self.bar.add(bytes);
+        if self.bar.0.length() == Some(self.bar.0.position()) {
+            self.bar
+                .0
+                .set_style(style(&format!("{{prefix:>12{}}} {{elapsed:>4}} {{wide_msg}}", self.console.verb_color())));
+        }
     }
 
     /// A step was begun.
     pub fn now(&self, message: &str) {
+        self.bar.0.reset_elapsed();
         self.bar.0.set_message(printable(message).into_owned());
     }
 
@@ -203,10 +209,18 @@ impl Steps {
         self.bar.0.suspend(|| self.console.status(verb, message));
     }
 
-    /// A line that a step printed, which only `-v` shows.
-    pub fn detail(&self, line: &str) {
-        self.bar.0.suspend(|| self.console.detail("|", || line.to_owned()));
+    /// A line that a step printed: the newest is there to see on a terminal, and `-v` keeps all.
+    pub fn detail(&self, step: &str, line: &str) {
+        if self.console.is_verbose() {
+            self.bar.0.suspend(|| self.console.detail("|", || line.to_owned()));
+        }
+        self.bar.0.set_message(format!("{} {}", printable(step), printable(line.trim_start())));
     }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    // The templates are our own; without one there is a bar all the same.
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
 }
 
 /// The progress of one long work. Threads share it.
@@ -217,6 +231,30 @@ impl Progress {
     /// So many bytes more are done.
     pub fn add(&self, bytes: u64) {
         self.0.inc(bytes);
+    }
+
+    /// A writer to `out` whose bytes count.
+    pub fn counting<W: Write>(&self, out: W) -> Counting<'_, W> {
+        Counting { progress: self, out }
+    }
+}
+
+/// A writer that moves the progress.
+#[derive(Debug)]
+pub struct Counting<'a, W> {
+    progress: &'a Progress,
+    out: W,
+}
+
+impl<W: Write> Write for Counting<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.out.write(bytes)?;
+        self.progress.add(count as u64);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
     }
 }
 

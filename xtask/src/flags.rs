@@ -118,7 +118,7 @@ pub struct Image {
     #[arg(long, conflicts_with_all = ["check", "dry_run", "print_digest"])]
     pub load: bool,
     /// An argument of the Dockerfile, as in `BUILDER=name@sha256:…` (with `--builder docker`)
-    #[arg(long = "build-arg", value_name = "NAME=VALUE", value_parser = build_arg)]
+    #[arg(long = "build-arg", value_name = "NAME=VALUE", value_parser = variable)]
     pub build_args: Vec<(String, String)>,
     /// The network of the Dockerfile's RUN steps, as in `host` (with `--builder docker`)
     #[arg(long, value_name = "MODE")]
@@ -152,9 +152,18 @@ pub struct Run {
     /// A port to be reached from outside [default: the image's ports, from this machine only]
     #[arg(long, value_name = "[[IP:]HOST:]CONTAINER")]
     pub publish: Vec<Publish>,
+    /// Fill this volume with the models and mount it, for an engine that does not see this machine's files
+    #[arg(long, value_name = "NAME", value_parser = volume_name, conflicts_with = "embed")]
+    pub volume: Option<String>,
     /// The container's network, as in `host` or `none` [default: the engine's]
     #[arg(long, value_name = "NAME")]
     pub network: Option<String>,
+    /// A variable of the app's environment
+    #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
+    pub env: Vec<(String, String)>,
+    /// Arguments to the app
+    #[arg(last = true)]
+    pub arguments: Vec<String>,
 }
 
 /// `cargo xtask volume`.
@@ -211,7 +220,7 @@ pub enum Builder {
     Docker,
 }
 
-fn build_arg(text: &str) -> std::result::Result<(String, String), String> {
+fn variable(text: &str) -> std::result::Result<(String, String), String> {
     let first = |name: &str| name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
     let fits = |name: &str| first(name) && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
     match text.split_once('=').filter(|(name, _)| fits(name)) {

@@ -29,7 +29,9 @@ pub mod quote;
 pub mod resolve;
 pub mod source;
 pub mod stamp;
+pub mod upload;
 pub mod verify;
+pub mod volume;
 pub mod write;
 
 use std::process::ExitCode;

@@ -4,8 +4,10 @@
 
 use std::collections::BTreeMap;
 
+use model_lock::path::in_root;
 use model_lock::{Digest, LockedFile, LockedLayer, LockedModel, ModelName, TargetPath};
 
+use crate::cargo_config::Own;
 use crate::declare::{DeclaredImage, DeclaredModel, Member, Strategy};
 use crate::error::{Failure, Kind, Result};
 use crate::git::Commit;
@@ -64,6 +66,10 @@ pub struct ImagePlan {
     pub created: u64,
     /// The members of the workspace, and whether the app depends on them.
     pub members: Vec<(Member, bool)>,
+    /// The workspace's configuration of Cargo.
+    pub cargo: Own,
+    /// Flags for the compiler, beside those that make images reproducible.
+    pub rustflags: Vec<String>,
 }
 
 /// A canonical layer of an embedded model.
@@ -118,6 +124,8 @@ pub struct Input<'a> {
     pub epoch: Option<u64>,
     /// Every member of the workspace.
     pub members: &'a [Member],
+    /// The workspace's configuration of Cargo.
+    pub cargo: &'a Own,
 }
 
 /// Whether `model` becomes layers when the rest goes the way of `mode`.
@@ -128,7 +136,7 @@ pub fn is_embedded(model: &DeclaredModel, mode: Strategy) -> bool {
 
 /// Makes the plan.
 pub fn plan(input: Input<'_>) -> Result<ImagePlan> {
-    let Input { image, models, lock, mode, platform, commit, epoch, members } = input;
+    let Input { image, models, lock, mode, platform, commit, epoch, members, cargo } = input;
     let mut model_layers = Vec::new();
     let mut mounted = Vec::new();
     for (model, locked) in models {
@@ -189,6 +197,8 @@ pub fn plan(input: Input<'_>) -> Result<ImagePlan> {
         revision: commit.map(Commit::revision).unwrap_or_default(),
         created: epoch.or(commit.map(|commit| commit.time)).unwrap_or(0),
         members: members.iter().map(|member| (member.clone(), compiled.contains(&member.name.as_str()))).collect(),
+        cargo: cargo.clone(),
+        rustflags: image.rustflags.clone().unwrap_or_default(),
     })
 }
 
@@ -268,5 +278,25 @@ impl ImagePlan {
             Text::Literal(text) => text,
             Text::Revision => &self.revision,
         }
+    }
+
+    /// The targets of the mounted models, each with its path in a volume that stands for `/models`: a target elsewhere
+    /// has its whole path there.
+    #[must_use]
+    pub fn targets(&self) -> Vec<(&str, &str)> {
+        self.mounted.iter().map(|model| (model.target.as_str(), in_root(model.target.as_str()))).collect()
+    }
+
+    /// What such a volume is mounted at: once at `/models` if all mounted models are below it and no embedded one is,
+    /// which it would hide; or once for each model, with its path in the volume.
+    #[must_use]
+    pub fn volume_mounts(&self) -> Vec<(&str, Option<&str>)> {
+        let below = |target: &TargetPath| target.as_str().starts_with(&format!("{}/", TargetPath::DEFAULT_ROOT));
+        if self.mounted.iter().all(|model| below(&model.target))
+            && !self.model_layers.iter().any(|layer| below(&layer.target))
+        {
+            return vec![(TargetPath::DEFAULT_ROOT, None)];
+        }
+        self.targets().into_iter().map(|(target, path)| (target, Some(path))).collect()
     }
 }

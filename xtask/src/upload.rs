@@ -46,7 +46,7 @@ impl Source {
 /// Writes `recipe`, whose files are `sources`. A model with other bytes than it must have is a failure of the kind
 /// [`Kind::Integrity`].
 pub fn send(recipe: &Recipe, sources: &[Source], mut out: impl Write, each: impl Fn(u64)) -> Result<()> {
-    let mut current: Option<(usize, Hasher)> = None;
+    let mut hasher: Option<Hasher> = None;
     let mut last = 0;
     let mut differs = false;
     let open = |index: usize| sources[index].open();
@@ -54,12 +54,14 @@ pub fn send(recipe: &Recipe, sources: &[Source], mut out: impl Write, each: impl
         match piece {
             Piece::File(index, bytes) => {
                 last = index;
-                current.get_or_insert_with(|| (index, Hasher::default())).1.update(bytes);
+                if matches!(sources[index], Source::Model(..)) {
+                    hasher.get_or_insert_default().update(bytes);
+                }
             }
             // Headers and padding: the file before is at its end.
             Piece::Frame(_) => {
-                if let Some((index, hasher)) = current.take()
-                    && let Source::Model(_, digest) = &sources[index]
+                if let Some(hasher) = hasher.take()
+                    && let Source::Model(_, digest) = &sources[last]
                     && hasher.finish() != *digest
                 {
                     differs = true;

@@ -149,10 +149,7 @@ impl Report {
     pub fn into_failure(self) -> Failure {
         let mut details = Vec::new();
         for finding in &self.findings {
-            details.push(format!("{}/{} {}", finding.model, finding.path, finding.kind.says()));
-            details.extend(finding.expected.map(|content| format!("  expected {content}")));
-            details.extend(finding.found.map(|content| format!("  found    {content}")));
-            details.extend(finding.cause.iter().map(|cause| format!("  {cause}")));
+            details.extend(lines(finding));
         }
         details.extend(self.unread.iter().map(|unread| format!("{unread}: {}", unread.error)));
         let files = human::count(self.files, "file");
@@ -180,6 +177,15 @@ impl Report {
             "restore what is locked (`git checkout -- {place}`), or run `cargo xtask lock` if the change is meant"
         ))
     }
+}
+
+/// A finding for people: what it is about, what was expected and found, and why.
+pub fn lines(finding: &Finding) -> impl Iterator<Item = String> {
+    let first = format!("{}/{} {}", finding.model, finding.path, finding.kind.says());
+    let expected = finding.expected.map(|content| format!("  expected {content}"));
+    let found = finding.found.map(|content| format!("  found    {content}"));
+    let cause = finding.cause.as_ref().map(|cause| format!("  {cause}"));
+    std::iter::once(first).chain(expected).chain(found).chain(cause)
 }
 
 fn plural(count: usize, one: &str, many: &str) -> String {

@@ -1,5 +1,6 @@
-//! Files of the workspace, read whole and written safely. They are written beside their place, synced, and renamed into it: whoever reads sees the old file or the new one,
-//! whenever the writer is killed. A temporary file that was left behind is overwritten by the next run.
+//! Files of the workspace, read whole and written safely. They are written beside their place, synced, and renamed into
+//! it: whoever reads sees the old file or the new one, whenever the writer is killed. A temporary file that was left
+//! behind is overwritten by the next run.
 
 use std::fs::{self, File};
 use std::io::Write;

@@ -406,8 +406,7 @@ fn hostile_paths_and_names_come_out_of_every_grammar_as_they_went_in() {
     assert_eq!(found, expected, "run.sh");
     succeed(Command::new("shellcheck").arg(file("run.sh")));
     // YAML and Compose's `$`: its own output doubles the `$` again.
-    let config = tool(&["docker", "compose", "-f", &file("compose.yaml"), "config", "--format", "json"]);
-    let config: Value = serde_json::from_str(&config).unwrap();
+    let config = compose_config(&file("compose.yaml"));
     let service = &config["services"]["tiny"];
     let plain = |value: &Value| value.as_str().unwrap().replace("$$", "$");
     let volumes = service["volumes"].as_array().unwrap();
@@ -423,16 +422,25 @@ fn hostile_paths_and_names_come_out_of_every_grammar_as_they_went_in() {
         container["volumeMounts"].as_array().unwrap().iter().map(|mount| plain(&mount["mountPath"])).collect();
     assert_eq!(paths, ["/models/0777", "/models/1e3", "/models/null", "/models/yes"]);
     // A unit's quoting, undone as systemd does.
-    let units = top.join("units");
-    std::fs::create_dir(&units).unwrap();
-    std::fs::copy(file("tiny.container"), units.join("tiny.container")).unwrap();
-    let unit = format!("QUADLET_UNIT_DIRS={}", units.display());
-    let generated = tool(&["env", &unit, "/usr/libexec/podman/quadlet", "-dryrun", "-user"]);
+    let generated = quadlet(&file("tiny.container"));
     let start = generated.lines().find(|line| line.starts_with("ExecStart=")).unwrap();
     let words = systemd_words(start);
     let mounts: Vec<_> = words.iter().filter(|word| word.starts_with("type=bind")).map(|word| csv(word)).collect();
     let found: Vec<_> = mounts.iter().map(|fields| (value(fields, "source="), value(fields, "destination="))).collect();
     assert_eq!(found, expected, "tiny.container");
+}
+
+/// What Compose makes of the file.
+fn compose_config(path: &str) -> Value {
+    serde_json::from_str(&tool(&["docker", "compose", "-f", path, "config", "--format", "json"])).unwrap()
+}
+
+/// The units that Podman makes of the quadlet.
+fn quadlet(path: &str) -> String {
+    let units = tempfile::tempdir().unwrap();
+    std::fs::copy(path, units.path().join(Path::new(path).file_name().unwrap())).unwrap();
+    let folder = format!("QUADLET_UNIT_DIRS={}", units.path().display());
+    tool(&["env", &folder, "/usr/libexec/podman/quadlet", "-dryrun", "-user"])
 }
 
 /// The fields of a line of CSV (RFC 4180).
@@ -494,14 +502,9 @@ fn every_file_of_the_runtime_manifest_is_valid_where_it_is_read() {
     }
     python("check-jsonschema", &["--builtin-schema", "vendor.compose-spec", &file("compose.yaml")]);
     python("check-jsonschema", &["--schemafile", "schema/models-v1.schema.json", &file("models.json")]);
-    let config: Value =
-        serde_json::from_str(&tool(&["docker", "compose", "-f", &file("compose.yaml"), "config", "--format", "json"]))
-            .unwrap();
+    let config = compose_config(&file("compose.yaml"));
     assert_eq!(config["services"]["app"]["volumes"][0]["bind"]["create_host_path"], Value::Null);
     succeed(Command::new("shellcheck").arg(file("run.sh")));
-    let units = tempfile::tempdir().unwrap();
-    std::fs::copy(file("app.container"), units.path().join("app.container")).unwrap();
-    let unit = format!("QUADLET_UNIT_DIRS={}", units.path().display());
-    let generated = tool(&["env", &unit, "/usr/libexec/podman/quadlet", "-dryrun", "-user"]);
+    let generated = quadlet(&file("app.container"));
     assert!(generated.contains("--mount type=bind,source="), "{generated}");
 }

@@ -6,8 +6,10 @@ use model_lock::human;
 use model_lock::verify::parallel;
 use serde_json::json;
 
+use super::build::build;
 use super::engine;
-use super::prepare::{Assembled, Dockerfile, Planned, Request, prepare, shown};
+use super::manifest::{model_reference, write_mounts};
+use super::prepare::{Assembled, Dockerfile, Planned, Request, prepare, shown, stamps};
 use crate::console::{Console, Progress};
 use crate::context;
 use crate::declare::{DeclaredModel, Strategy};
@@ -15,7 +17,7 @@ use crate::dockerfile;
 use crate::engine::Engine;
 use crate::error::{Failure, Kind, OrFail as _, Result};
 use crate::flags::{Builder, Global, Image as Flags};
-use crate::mounts::{KubernetesVolume, Pinned, RuntimeManifest};
+use crate::mounts::ImagePlace;
 use crate::oci::archive;
 use crate::oci::assemble::{Image, assemble_models};
 use crate::oci::layer::Layer;
@@ -47,7 +49,7 @@ pub fn run(flags: &Flags, global: &Global, console: &Console) -> Result<()> {
         return Ok(());
     }
     if flags.builder == Builder::Docker {
-        return engine::build(&planned, flags, console);
+        return build(&planned, flags, console);
     }
     if !flags.build_args.is_empty() || flags.network.is_some() {
         return Err(Failure::new(
@@ -95,7 +97,7 @@ impl<'a> Work<'a> {
             return Err(Failure::new(Kind::Usage, "the built-in builder makes images on `scratch` only, so far")
                 .help(format!("build `{name}` with `docker buildx build`, or set `base = \"scratch\"`")));
         }
-        let folder = planned.declaration.target_dir.join("image");
+        let folder = planned.declaration.image_dir();
         write::folder(&folder)?;
         let fail = || format!("failed to lock `{}`", folder.display());
         let guard = std::fs::File::create(folder.join(".lock")).or_fail(Kind::Io, fail)?;
@@ -103,7 +105,7 @@ impl<'a> Work<'a> {
             console.status("Blocking", format!("waiting for another run to leave `{}`", folder.display()));
             guard.lock().or_fail(Kind::Io, fail)?;
         }
-        Ok(Self { planned, console, stamps: Stamps::load(folder.join("stamps.json")), _guard: guard })
+        Ok(Self { planned, console, stamps: stamps(&planned.declaration), _guard: guard })
     }
 
     /// Writes the image where it is wanted, which may be an engine only, and says where that is.
@@ -120,12 +122,15 @@ impl<'a> Work<'a> {
         if let Some(engine) = engine {
             self.load(engine, assembled)?;
         }
-        if output.is_none() {
-            if !self.planned.plan.mounted.is_empty() {
-                self.write_mounts(&assembled.image, flags.kubernetes, flags.model_image)?;
+        if output.is_none() && !self.planned.plan.mounted.is_empty() {
+            if flags.model_image {
+                self.write_model_image()?;
             }
-            self.stamps.save()?;
+            let place = if engine.is_some() { ImagePlace::Engine } else { ImagePlace::Layout };
+            let digest = assembled.image.manifest.digest;
+            write_mounts(self.planned, digest, place, flags.kubernetes, self.console)?;
         }
+        self.stamps.save()?;
         Ok(place)
     }
 
@@ -149,7 +154,7 @@ impl<'a> Work<'a> {
 
     /// Every layout of this package: embedded, mounted and model images have layers in common.
     fn siblings(&self) -> Vec<PathBuf> {
-        let folder = self.planned.declaration.target_dir.join("image").join(&self.planned.plan.package);
+        let folder = self.planned.package_dir();
         let modes = [Strategy::Embed, Strategy::Mount].map(|mode| folder.join(mode.as_str()));
         modes.iter().flat_map(|mode| [mode.join("oci"), mode.join("models-oci")]).collect()
     }
@@ -208,6 +213,11 @@ impl<'a> Work<'a> {
         }
     }
 
+    /// What is known of files that were read.
+    pub(super) fn stamps(&self) -> &Stamps {
+        &self.stamps
+    }
+
     /// Keeps what is known of the files that were read, and lets another run begin.
     pub(super) fn finish(self) -> Result<()> {
         self.stamps.save()
@@ -241,50 +251,15 @@ impl<'a> Work<'a> {
         Ok(path.to_owned())
     }
 
-    /// Writes the runtime manifest and the files of each runtime, and the model image if it is wanted.
-    fn write_mounts(&self, image: &Image, volume: KubernetesVolume, with_image: bool) -> Result<()> {
-        let Planned { plan, reference, lock, declaration, .. } = self.planned;
-        let models = assemble_models(plan);
-        let tag = format!("{}-models", reference.tag().unwrap_or(plan.mode.as_str()));
-        let model_reference: Reference = format!("{}:{tag}", reference.name())
-            .parse()
-            .or_fail(Kind::Usage, || format!("failed to name the model image after `{reference}`"))?;
-        let places = self.planned.places()?;
-        let manifest = RuntimeManifest {
-            plan,
-            image: Pinned { reference: reference.clone(), digest: image.manifest.digest },
-            model_image: Pinned { reference: model_reference.clone(), digest: models.manifest.digest },
-            lock: lock.digest(),
-            models: plan
-                .mounted
-                .iter()
-                .map(|model| {
-                    let place = |path: String| places.get(&path).map(|at| at.to_string_lossy().into_owned());
-                    (model, model.files.iter().filter_map(|file| place(model.target.join(&file.path))).collect())
-                })
-                .collect(),
-        };
-        let folder = self.planned.output();
-        if with_image {
-            let planned: Vec<ModelLayer> = plan.mounted.iter().flat_map(layers_of).collect();
-            let layers = self.planned.layers(&planned)?;
-            let layout = Layout::open(&folder.join("models-oci"), None)?.sharing(self.siblings());
-            self.put_all(&layout, &model_reference, &layers, Strategy::Mount)?;
-            layout.finish(&models, &model_reference)?;
-        }
-        let files = manifest.files(volume)?;
-        for (name, text) in &files {
-            let path = folder.join(name);
-            write::generated(&path, text)?;
-            if name == "run.sh" {
-                use std::os::unix::fs::PermissionsExt as _;
-                std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))
-                    .or_fail(Kind::Io, || format!("failed to make `{}` executable", path.display()))?;
-            }
-        }
-        let names: Vec<_> = files.iter().map(|(name, _)| name.as_str()).collect();
-        self.console.status("Wrote", format!("{} in {}", names.join(", "), shown(&declaration.root, &folder)));
-        Ok(())
+    /// Writes the image of the mounted models.
+    fn write_model_image(&self) -> Result<()> {
+        let Planned { plan, .. } = self.planned;
+        let reference = model_reference(self.planned)?;
+        let planned: Vec<ModelLayer> = plan.mounted.iter().flat_map(layers_of).collect();
+        let layers = self.planned.layers(&planned)?;
+        let layout = Layout::open(&self.planned.output().join("models-oci"), None)?.sharing(self.siblings());
+        self.put_all(&layout, &reference, &layers, Strategy::Mount)?;
+        layout.finish(&assemble_models(plan), &reference)
     }
 }
 

@@ -18,8 +18,9 @@ use crate::oci::layer::{Layer, Recipe};
 use crate::oci::reference::Reference;
 use crate::oci::spec::Platform;
 use crate::plan::{ImagePlan, Input, ModelLayer, is_embedded, plan};
+use crate::stamp::Stamps;
 use crate::verify::locate;
-use crate::{git, lockfile, write};
+use crate::{cargo_config, git, lockfile, write};
 
 /// Which image is wanted.
 #[derive(Debug, Clone)]
@@ -76,6 +77,14 @@ pub fn prepare(request: &Request<'_>, console: &Console) -> Result<Planned> {
         used.filter_map(|model| Some((model.clone(), lock.model(model.name.as_str())?.clone()))).collect();
     let borrowed: Vec<_> = models.iter().map(|(model, locked)| (model, locked)).collect();
     let platform = request.platform.cloned().unwrap_or_else(host_platform);
+    let cargo = cargo_config::own(&declaration.root);
+    if declared.rustflags.is_none() && !cargo.rustflags.is_empty() {
+        let message =
+            format!("images are compiled without `{}` of Cargo's configuration", cargo.rustflags.join("`, `"));
+        let help =
+            "declare what they need as `rustflags` in `[package.metadata.image]`, or `rustflags = []` for nothing";
+        console.warn(&message, Some(help));
+    }
     let input = Input {
         image: &declared,
         models: &borrowed,
@@ -85,6 +94,7 @@ pub fn prepare(request: &Request<'_>, console: &Console) -> Result<Planned> {
         commit: None,
         epoch: flags::source_date_epoch()?,
         members: &declaration.members,
+        cargo: &cargo,
     };
     // The Dockerfile does not depend on the commit, and writing it can make the working copy dirty.
     let rendered = dockerfile::render(&plan(input)?);
@@ -181,11 +191,16 @@ impl Planned {
         models.filter(|(model, _)| is_embedded(model, self.plan.mode) == embedded).collect()
     }
 
+    /// The folder for all images of this package: `target/image/PKG`.
+    #[must_use]
+    pub fn package_dir(&self) -> PathBuf {
+        self.declaration.image_dir().join(&self.plan.package)
+    }
+
     /// The folder for what is made for this image: `target/image/PKG/MODE`.
     #[must_use]
     pub fn output(&self) -> PathBuf {
-        let image = self.declaration.target_dir.join("image");
-        image.join(&self.plan.package).join(self.plan.mode.as_str())
+        self.package_dir().join(self.plan.mode.as_str())
     }
 
     /// The plan as JSON, for `--dry-run`.
@@ -214,6 +229,12 @@ impl Planned {
             "revision": plan.revision, "created": plan.created,
         })
     }
+}
+
+/// What is known of files that were read before.
+#[must_use]
+pub fn stamps(declaration: &Declaration) -> Stamps {
+    Stamps::load(declaration.image_dir().join("stamps.json"))
 }
 
 /// `path` for people: relative to the workspace where it is inside.

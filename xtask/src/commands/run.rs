@@ -12,11 +12,12 @@ use serde_json::json;
 use super::engine;
 use super::image::Work;
 use super::prepare::{Assembled, Dockerfile, Planned, Request, prepare, shown};
+use super::volume::fill;
 use crate::console::Console;
 use crate::declare::Strategy;
-use crate::engine::{Container, Ended, Engine, Publish};
+use crate::engine::{About, Container, Ended, Engine, Mount, MountSource, Publish};
 use crate::error::{Failure, Kind, OrFail as _, Result};
-use crate::flags::{self, Global, Run as Flags};
+use crate::flags::{Global, Run as Flags, VolumeModels};
 use crate::verify::VerifiedFile;
 use crate::write;
 
@@ -30,16 +31,11 @@ pub fn run(flags: &Flags, global: &Global, console: &Console) -> Result<()> {
         dockerfile: Dockerfile::Leave,
     };
     let planned = prepare(&request, console)?;
-    let environment = flags::engine();
-    let engine = match engine::connect(console) {
-        Ok(engine) => Some(engine),
-        // Whoever names an engine wants that one.
-        Err(failure) if environment.host.is_some() || environment.context.is_some() => return Err(failure),
-        Err(failure) => {
-            console
-                .warn(&failure.message, Some("start an engine to run the app in a container; now it runs by itself"));
-            None
-        }
+    let engine = if flags.volume.is_some() {
+        // A volume is an engine's.
+        Some(engine::connect(console)?)
+    } else {
+        engine::connect_if_any("start an engine to run the app in a container; now it runs by itself", console)?
     };
     let assembled = planned.assemble(global, console)?;
     let publish = match flags.publish.as_slice() {
@@ -48,7 +44,7 @@ pub fn run(flags: &Flags, global: &Global, console: &Console) -> Result<()> {
     };
     match engine {
         Some(engine) => in_container(&engine, &planned, &assembled, publish, flags, console),
-        None => by_itself(&planned, &assembled, &publish, console),
+        None => by_itself(&planned, &assembled, &publish, flags, console),
     }
 }
 
@@ -62,18 +58,19 @@ fn in_container(
 ) -> Result<()> {
     let work = Work::begin(planned, console)?;
     let image = work.load(engine, assembled)?;
-    let mounted = work.verified(&[], Strategy::Mount)?;
-    work.finish()?;
-    let bind = |file: &VerifiedFile| {
-        let at = file.at.canonicalize().or_fail(Kind::Io, || format!("failed to read `{}`", file.at.display()))?;
-        Ok((at, file.in_container.clone()))
+    let mounts = match &flags.volume {
+        Some(name) => from_volume(engine, planned, name, &work, console)?,
+        None => work.verified(&[], Strategy::Mount)?.files().iter().map(bind).collect::<Result<_>>()?,
     };
+    work.finish()?;
     let of_host = flags.network.as_deref() == Some("host");
     let container = Container {
         image,
+        arguments: flags.arguments.clone(),
+        env: flags.env.clone(),
         publish: if flags.network.is_some() && flags.publish.is_empty() { Vec::new() } else { publish },
         network: flags.network.clone(),
-        binds: mounted.files().iter().map(bind).collect::<Result<_>>()?,
+        mounts,
     };
     let ports = planned.plan.ports.clone();
     let started = |published: &[Publish]| {
@@ -93,6 +90,36 @@ fn in_container(
                 .help("see what it says above"))
         }
     }
+}
+
+fn bind(file: &VerifiedFile) -> Result<Mount> {
+    let at = file.at.canonicalize().or_fail(Kind::Io, || format!("failed to read `{}`", file.at.display()))?;
+    Ok(Mount { source: MountSource::File(at), target: file.in_container.clone() })
+}
+
+/// Fills the volume as `volume sync` does, and mounts what the plan wants of it.
+fn from_volume(
+    engine: &Engine,
+    planned: &Planned,
+    name: &str,
+    work: &Work<'_>,
+    console: &Console,
+) -> Result<Vec<Mount>> {
+    let wanted = planned.plan.volume_mounts();
+    let About { product, version, api, .. } = engine.about();
+    if wanted.iter().any(|(_, path)| path.is_some()) && *api < (1, 45) {
+        return Err(Failure::new(Kind::Engine, format!("{product} {version} cannot mount a part of a volume"))
+            .details(["Docker Engine 26.0 (API 1.45) can; before, every mounted model must be below `/models`, and no embedded one".to_owned()])
+            .help("choose other targets in Cargo.toml, or leave `--volume` out"));
+    }
+    let Planned { declaration, lock, .. } = planned;
+    let volume = VolumeModels { name: name.to_owned(), models: Vec::new() };
+    fill(engine, &volume, declaration, lock, work.stamps(), console)?;
+    let mount = |(target, path): (&str, Option<&str>)| Mount {
+        source: MountSource::Volume(name.to_owned(), path.map(str::to_owned)),
+        target: target.to_owned(),
+    };
+    Ok(wanted.into_iter().map(mount).collect())
 }
 
 /// Where the app is reached.
@@ -119,11 +146,17 @@ fn announce<'a>(published: impl Iterator<Item = &'a Publish>, console: &Console)
 }
 
 /// Becomes the app, whose models are links in a folder that stands in for the container's.
-fn by_itself(planned: &Planned, assembled: &Assembled, publish: &[Publish], console: &Console) -> Result<()> {
+fn by_itself(
+    planned: &Planned,
+    assembled: &Assembled,
+    publish: &[Publish],
+    flags: &Flags,
+    console: &Console,
+) -> Result<()> {
     let work = Work::begin(planned, console)?;
     let mut files = work.verified(&[], Strategy::Embed)?.files().to_vec();
     files.extend(work.verified(&[], Strategy::Mount)?.files().iter().cloned());
-    let root = planned.declaration.target_dir.join("image").join(&planned.plan.package).join("root");
+    let root = planned.package_dir().join("root");
     link(&root, &files)?;
     work.finish()?;
     console.status("Linked", format!("{} models in {}", planned.models.len(), shown(&planned.declaration.root, &root)));
@@ -137,6 +170,7 @@ fn by_itself(planned: &Planned, assembled: &Assembled, publish: &[Publish], cons
     // Its own program search path is the container's.
     let env = plan.env.iter().filter(|(name, _)| name != "PATH");
     command.envs(env.map(|(name, value)| (name, plan.text(value)))).env("MODEL_ROOT", &root);
+    command.envs(flags.env.iter().map(|(name, value)| (name, value))).args(&flags.arguments);
     // This process becomes the app: signals and the exit code are its own.
     let error = command.stdout(std::io::stderr()).exec();
     Err(error).or_fail(Kind::Program, || format!("failed to run `{}`", assembled.binary.at.display()))

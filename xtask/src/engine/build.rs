@@ -1,7 +1,7 @@
 //! A Dockerfile and its context become an image, by the engine's BuildKit. Its steps are told as they end, and when one
 //! fails, the step and its last lines.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::Write;
 
 use bollard::errors::Error;
@@ -41,7 +41,13 @@ impl Engine {
         self.stream(
             |writer| write(writer),
             |docker, body| async move {
-                let mut seen = Seen { steps, vertices: BTreeMap::new(), logs: BTreeMap::new(), image: None };
+                let mut seen = Seen {
+                    steps,
+                    done: BTreeSet::new(),
+                    vertices: BTreeMap::new(),
+                    logs: BTreeMap::new(),
+                    image: None,
+                };
                 let body = bollard::body_try_stream(body);
                 let mut messages = docker.build_image(options, None, Some(body)).boxed();
                 while let Some(message) = messages.next().await {
@@ -68,14 +74,14 @@ struct Log {
 }
 
 impl Log {
-    fn take(&mut self, bytes: &[u8], steps: &Steps) {
+    fn take(&mut self, bytes: &[u8], step: &str, steps: &Steps) {
         self.piece.extend_from_slice(bytes);
         while let Some(end) =
             self.piece.iter().position(|byte| *byte == b'\n').or((self.piece.len() > 4096).then_some(4096))
         {
             let line: Vec<u8> = self.piece.drain(..=end).collect();
             let line = String::from_utf8_lossy(&line).trim_end().to_owned();
-            steps.detail(&line);
+            steps.detail(step, &line);
             self.lines.push_back(line);
             if self.lines.len() > LAST_LINES {
                 self.lines.pop_front();
@@ -92,6 +98,8 @@ impl Log {
 /// What BuildKit has said so far.
 struct Seen<'a> {
     steps: &'a Steps,
+    /// The names of the steps that were told to be done. An image that is pulled is done twice.
+    done: BTreeSet<String>,
     vertices: BTreeMap<String, Vertex>,
     logs: BTreeMap<String, Log>,
     image: Option<String>,
@@ -116,7 +124,8 @@ impl Seen<'_> {
             let (was_started, was_done) =
                 known.map_or((false, false), |known| (known.started.is_some(), known.completed.is_some()));
             if is_step(&vertex.name) {
-                if vertex.completed.is_some() && !was_done && vertex.error.is_empty() {
+                let done = vertex.completed.is_some() && !was_done && vertex.error.is_empty();
+                if done && self.done.insert(vertex.name.clone()) {
                     self.steps.done(if vertex.cached { "Cached" } else { "Built" }, &told(&vertex));
                 } else if vertex.started.is_some() && !was_started {
                     self.steps.now(&short(&vertex.name));
@@ -125,7 +134,10 @@ impl Seen<'_> {
             self.vertices.insert(vertex.digest.clone(), vertex);
         }
         for log in status.logs {
-            self.logs.entry(log.vertex).or_default().take(&log.msg, self.steps);
+            let name = self.vertices.get(&log.vertex).map_or("", |vertex| vertex.name.as_str());
+            // `[build 4/4] RUN …`: the number tells which step it is.
+            let step = name.find(']').map_or("", |end| &name[..=end]);
+            self.logs.entry(log.vertex).or_default().take(&log.msg, step, self.steps);
         }
     }
 
@@ -155,10 +167,16 @@ fn is_step(name: &str) -> bool {
     name.starts_with('[') && !name.starts_with("[internal]") && !name.contains("] LINK ")
 }
 
-/// A step's name on one line: a RUN instruction can be as long as a script.
+/// A step's name on one line: a RUN instruction can be as long as a script, and a digest is known by its beginning.
 fn short(name: &str) -> String {
     let words = name.split_whitespace().collect::<Vec<_>>().join(" ");
-    match words.char_indices().nth(100) {
+    let is_hex = |text: &str| text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let cut = |piece: &str| match piece.split_at_checked(64) {
+        Some((digest, rest)) if is_hex(digest) => format!("{}…{rest}", &digest[..12]),
+        _ => piece.to_owned(),
+    };
+    let words: String = words.split_inclusive(|c: char| !c.is_ascii_hexdigit()).map(cut).collect();
+    match words.char_indices().nth(80) {
         Some((end, _)) => format!("{}…", &words[..end]),
         None => words,
     }
@@ -172,5 +190,20 @@ fn told(vertex: &Vertex) -> String {
             format!("{name} ({} s)", completed.seconds - started.seconds)
         }
         _ => name,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_steps_fit_on_a_line() {
+        let digest = "90c80051c94a99e1251b4e82ad9bd5dcf8cded1562cdfaafc7e5ed09fbd33a65";
+        assert_eq!(short(&format!("COPY --link .context/{digest}/ /")), "COPY --link .context/90c80051c94a…/ /");
+        assert_eq!(short(&format!("FROM rust@sha256:{digest}")), "FROM rust@sha256:90c80051c94a…");
+        assert_eq!(short("RUN set -e;\n   true"), "RUN set -e; true");
+        assert_eq!(short(&format!("RUN {}", "é".repeat(200))), format!("RUN {}…", "é".repeat(76)));
+        assert_eq!(short(&digest[1..]), digest[1..]);
     }
 }

@@ -128,11 +128,16 @@ impl Engine {
         if *product == "Docker Engine" && *api >= (1, 42) {
             return Ok(());
         }
+        let why = if *product == "Docker Engine" {
+            format!(
+                "`COPY --link` needs Docker Engine 23.0 or newer (API 1.42), and this one speaks API {}.{}",
+                api.0, api.1
+            )
+        } else {
+            "it has no BuildKit, and other builders make other layers of the same models".to_owned()
+        };
         Err(Failure::new(Kind::Engine, format!("{product} {version} cannot build the Dockerfile"))
-            .details([format!(
-                "`COPY --link` needs Docker Engine 23.0 or newer (API 1.42); this one at {} speaks API {}.{}",
-                self.endpoint, api.0, api.1
-            )])
+            .details([why, format!("the engine is at {}", self.endpoint)])
             .help(
                 "leave `--builder docker` out: the built-in builder needs no engine, and `--load` works with this one",
             ))
@@ -281,6 +286,14 @@ fn help_for(cause: &str) -> Option<&'static str> {
     if cause.contains("no space left on device") || cause.contains("disk quota exceeded") {
         return Some("free space where the engine keeps its data: `docker system df`, `docker builder prune`");
     }
+    if cause.contains("port is already allocated") || cause.contains("address already in use") {
+        return Some("choose another port, as in `--publish 8081:8080`, or `--publish 0:8080` for any that is free");
+    }
+    if cause.contains("bind source path does not exist") {
+        return Some(
+            "the engine does not see this machine's files: add `--volume NAME`, which brings the models to it",
+        );
+    }
     let cut = [
         "connection closed",
         "error reading a body",
@@ -321,6 +334,8 @@ fn unreachable(endpoint: &Endpoint, error: &Error) -> Failure {
         (Error::DockerResponseServerError { message, .. }, _) if message.contains("HTTP request to an HTTPS") => {
             failure("the engine wants TLS").help("set DOCKER_TLS_VERIFY=1, and DOCKER_CERT_PATH to the folder with ca.pem, cert.pem, key.pem")
         }
+        _ if ["Certificate", "certificate", "UnknownCA"].iter().any(|words| cause.contains(words)) => failure("one side does not trust the other's certificate")
+            .help("DOCKER_CERT_PATH names a folder with ca.pem, which signed the engine's certificate, and cert.pem and key.pem, which the engine knows"),
         (Error::DockerResponseServerError { .. }, _) => failure("the engine refuses").help(format!("see its log; {without}")),
         (Error::JsonDataError { .. } | Error::JsonSerdeError { .. } | Error::APIVersionParseError {}, _) => {
             failure("what answers there is not an engine").help(format!("check the address; {without}"))

@@ -4,14 +4,14 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use bollard::container::LogOutput;
 use bollard::errors::Error;
-use bollard::models::{ContainerCreateBody, HostConfig, Mount, MountType, PortBinding};
+use bollard::models::{ContainerCreateBody, HostConfig, Mount, MountType, MountVolumeOptions, PortBinding};
 use bollard::query_parameters::{LogsOptions, StartContainerOptions, StopContainerOptions, WaitContainerOptions};
 use futures_util::StreamExt as _;
 use futures_util::future::{Either, select};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::client::Engine;
-use super::{Container, Ended, Publish};
+use super::{Container, Ended, MountSource, Publish};
 use crate::error::{Failure, Kind, OrFail as _, Result};
 
 impl Engine {
@@ -107,20 +107,36 @@ fn body(container: &Container) -> ContainerCreateBody {
             PortBinding { host_ip: Some(publish.address.to_string()), host_port: Some(publish.host.to_string()) };
         (port, Some(vec![binding]))
     });
-    let mount = |(source, target): &(std::path::PathBuf, String)| Mount {
-        target: Some(target.clone()),
-        source: Some(source.to_string_lossy().into_owned()),
-        typ: Some(MountType::BIND),
-        read_only: Some(true),
-        ..Mount::default()
+    let mount = |mount: &super::Mount| {
+        let (source, typ, volume_options) = match &mount.source {
+            MountSource::File(path) => (path.to_string_lossy().into_owned(), MountType::BIND, None),
+            MountSource::Volume(name, subpath) => {
+                let options = MountVolumeOptions {
+                    no_copy: Some(true),
+                    subpath: subpath.clone(),
+                    ..MountVolumeOptions::default()
+                };
+                (name.clone(), MountType::VOLUME, Some(options))
+            }
+        };
+        Mount {
+            target: Some(mount.target.clone()),
+            source: Some(source),
+            typ: Some(typ),
+            read_only: Some(true),
+            volume_options,
+            ..Mount::default()
+        }
     };
     ContainerCreateBody {
         image: Some(container.image.clone()),
+        cmd: (!container.arguments.is_empty()).then(|| container.arguments.clone()),
+        env: Some(container.env.iter().map(|(name, value)| format!("{name}={value}")).collect()),
         exposed_ports: Some(ports().collect()),
         host_config: Some(HostConfig {
             port_bindings: Some(bindings.collect()),
             network_mode: container.network.clone(),
-            mounts: Some(container.binds.iter().map(mount).collect()),
+            mounts: Some(container.mounts.iter().map(mount).collect()),
             readonly_rootfs: Some(true),
             cap_drop: Some(vec!["ALL".to_owned()]),
             security_opt: Some(vec!["no-new-privileges".to_owned()]),

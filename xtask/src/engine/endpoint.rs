@@ -2,6 +2,7 @@
 //! asks them, then Podman's socket. Nothing is connected here.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use model_lock::Digest;
@@ -80,6 +81,17 @@ impl fmt::Display for Address {
     }
 }
 
+impl Address {
+    /// Whether bytes go over a network as they are.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        let Self::Tcp(authority, None) = self else { return false };
+        let host = authority.rsplit_once(':').map_or(authority.as_str(), |(host, _)| host);
+        let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+        host != "localhost" && !address.is_ok_and(|address| address.is_loopback())
+    }
+}
+
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.address, self.named_by)
@@ -87,23 +99,30 @@ impl fmt::Display for Endpoint {
 }
 
 impl Environment {
-    /// `DOCKER_HOST`, the context, Docker's socket, Podman's socket: the first that there is.
-    pub fn endpoint(&self) -> Result<Endpoint> {
+    /// `DOCKER_HOST`, the context, Docker's socket, Podman's socket: the first that there is. A socket that was looked for
+    /// and not found is no failure; what the user named and cannot be read is one.
+    pub fn endpoint(&self) -> Result<Option<Endpoint>> {
         if let Some(host) = &self.host {
-            return self.named(host, "DOCKER_HOST".to_owned(), None);
+            return self.named(host, "DOCKER_HOST".to_owned(), None).map(Some);
         }
         if let Some(context) = self.context()?.filter(|context| context != "default") {
-            return self.of_context(&context);
+            return self.of_context(&context).map(Some);
         }
         let podman = self.runtime.as_ref().map(|runtime| runtime.join("podman/podman.sock"));
         let found = [Some((PathBuf::from(DEFAULT), "Docker's socket")), podman.map(|path| (path, "Podman's socket"))];
         let found = found.into_iter().flatten().find(|(path, _)| path.exists());
-        let (path, named_by) = found.ok_or_else(|| {
-            Failure::new(Kind::Engine, format!("no engine is there: `{DEFAULT}` does not exist")).help(
-                "start Docker, or name an engine with DOCKER_HOST; the built-in builder (`--builder oci`) needs none",
-            )
-        })?;
-        Ok(Endpoint { address: Address::Unix(path), named_by: named_by.to_owned(), chosen: false })
+        Ok(found.map(|(path, named_by)| Endpoint {
+            address: Address::Unix(path),
+            named_by: named_by.to_owned(),
+            chosen: false,
+        }))
+    }
+
+    /// That there is nothing to connect to.
+    #[must_use]
+    pub fn nowhere() -> Failure {
+        Failure::new(Kind::Engine, format!("no engine is there: `{DEFAULT}` does not exist"))
+            .help("start Docker, or name an engine with DOCKER_HOST; the built-in builder (`--builder oci`) needs none")
     }
 
     /// The context's name: `DOCKER_CONTEXT`, or what `docker context use` wrote.
@@ -138,8 +157,14 @@ impl Environment {
 
     fn named(&self, host: &str, named_by: String, tls: Option<Tls>) -> Result<Endpoint> {
         let refuse = |what: &str| {
-            let host: String = host.escape_debug().collect();
-            Failure::new(Kind::Usage, format!("`{host}` ({named_by}) {what}"))
+            // There may be a password in it.
+            let shown = host.rsplit_once('@').map_or(host.to_owned(), |(before, after)| {
+                format!(
+                    "{}…@{after}",
+                    before.split_once("://").map_or(String::new(), |(scheme, _)| format!("{scheme}://"))
+                )
+            });
+            Failure::new(Kind::Usage, format!("`{}` ({named_by}) {what}", shown.escape_debug()))
                 .help("name it as `unix:///path`, `tcp://host:port` or `ssh://user@host`")
         };
         let (scheme, rest) = host.split_once("://").unwrap_or(("", host));
@@ -201,7 +226,7 @@ mod tests {
             ("ssh://me@engine:2222", "ssh://me@engine:2222"),
             ("ssh://engine/run/user/1/docker.sock", "ssh://engine/run/user/1/docker.sock"),
         ] {
-            let endpoint = with_host(host).endpoint().unwrap();
+            let endpoint = with_host(host).endpoint().unwrap().unwrap();
             assert_eq!(endpoint.to_string(), format!("{address} (DOCKER_HOST)"));
             assert!(endpoint.chosen);
         }
@@ -217,9 +242,27 @@ mod tests {
         ] {
             assert!(with_host(bad).endpoint().is_err(), "{bad}");
         }
+        for host in ["tcp://me:secret@engine", "ssh://me:secret@engine", "me:secret@engine", "ssh://me:se@cret@engine"]
+        {
+            let said = with_host(host).endpoint().unwrap_err().to_string();
+            assert!(!said.contains("cret") && said.contains("…@engine"), "{said}");
+        }
+        for (host, open) in [
+            ("tcp://10.0.0.1:1234", true),
+            ("tcp://engine", true),
+            ("tcp://[2001:db8::1]", true),
+            ("tcp://localhost:1234", false),
+            ("tcp://127.0.0.2", false),
+            ("tcp://[::1]:1234", false),
+            ("https://engine", false),
+            ("unix:///run/x.sock", false),
+            ("ssh://engine", false),
+        ] {
+            assert_eq!(with_host(host).endpoint().unwrap().unwrap().address.is_open(), open, "{host}");
+        }
         let tls = Environment { tls: true, ..with_host("tcp://engine") };
         let expect = Address::Tcp("engine:2376".to_owned(), Some(Tls("/config".into())));
-        assert_eq!(tls.endpoint().unwrap().address, expect);
+        assert_eq!(tls.endpoint().unwrap().unwrap().address, expect);
     }
 
     #[test]
@@ -235,7 +278,7 @@ mod tests {
         std::fs::create_dir_all(&meta).unwrap();
         let text = r#"{"Name":"lab","Metadata":{},"Endpoints":{"docker":{"Host":"unix:///run/lab.sock","SkipTLSVerify":false}}}"#;
         std::fs::write(meta.join("meta.json"), text).unwrap();
-        assert_eq!(environment.endpoint().unwrap().to_string(), "unix:///run/lab.sock (the context `lab`)");
+        assert_eq!(environment.endpoint().unwrap().unwrap().to_string(), "unix:///run/lab.sock (the context `lab`)");
         std::fs::write(meta.join("meta.json"), text.replace("false", "true")).unwrap();
         assert!(environment.endpoint().unwrap_err().to_string().contains("SkipTLSVerify"));
         let other = Environment { context: Some("other".to_owned()), ..environment.clone() };

@@ -101,12 +101,34 @@ pub struct Build {
 pub struct Container {
     /// The id of its image.
     pub image: String,
+    /// Arguments to its program.
+    pub arguments: Vec<String>,
+    /// Variables beside those of the image.
+    pub env: Vec<(String, String)>,
     /// Ports that are to be reached from outside.
     pub publish: Vec<Publish>,
     /// The network, as in `host`; the engine's own choice if none is named.
     pub network: Option<String>,
-    /// Files of the engine's machine and where they stand in the container, read-only.
-    pub binds: Vec<(PathBuf, String)>,
+    /// What is mounted, read-only.
+    pub mounts: Vec<Mount>,
+}
+
+/// Something that a container sees at a place of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// What it is.
+    pub source: MountSource,
+    /// Where it stands in the container.
+    pub target: String,
+}
+
+/// What is mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MountSource {
+    /// A file of the engine's machine.
+    File(PathBuf),
+    /// A volume, or a folder in it.
+    Volume(String, Option<String>),
 }
 
 /// What is in a volume.

@@ -2,7 +2,7 @@
 //! agents, jump hosts and configuration.
 
 use std::fs::DirBuilder;
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -24,9 +24,7 @@ impl Tunnel {
     /// Starts `ssh` and waits until the socket is there.
     pub(super) fn open(ssh: &Ssh) -> Result<Self> {
         let fail = || format!("failed to reach the engine through `ssh {}`", ssh.destination);
-        // Not the temporary folder of the environment: a socket's path has at most 108 bytes.
-        let folder = PathBuf::from(format!("/tmp/model-lock-{}", std::process::id()));
-        DirBuilder::new().mode(0o700).create(&folder).or_fail(Kind::Engine, fail)?;
+        let folder = private_folder().or_fail(Kind::Engine, fail)?;
         let socket = folder.join("engine");
         let mut command = Command::new("ssh");
         command.args(["-N", "-T", "-o", "ExitOnForwardFailure=yes", "-o", "ControlPath=none"]);
@@ -61,6 +59,20 @@ impl Tunnel {
     /// The socket on this machine.
     pub(super) fn socket(&self) -> PathBuf {
         self.folder.join("engine")
+    }
+}
+
+/// A new folder that nobody else can look into.
+fn private_folder() -> io::Result<PathBuf> {
+    let mut attempt = 0;
+    loop {
+        // Not the temporary folder of the environment: a socket's path has at most 108 bytes.
+        let folder = PathBuf::from(format!("/tmp/model-lock-{}-{attempt}", std::process::id()));
+        match DirBuilder::new().mode(0o700).create(&folder) {
+            // What a run that was killed left behind, when the process's id comes round again.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && attempt < 100 => attempt += 1,
+            made => return made.map(|()| folder),
+        }
     }
 }
 

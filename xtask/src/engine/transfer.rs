@@ -152,7 +152,8 @@ impl Helper<'_> {
 
     /// Hands everything that is in the volume to `each`: its path in the volume, what it is, and its bytes.
     pub fn files(&self, each: impl FnMut(&str, Entry, &mut dyn Read) -> Result<()> + Send) -> Result<()> {
-        let options = DownloadFromContainerOptions { path: PLACE.to_owned() };
+        // With the dot it is what is in the folder: without, engines differ on whether paths begin with its name.
+        let options = DownloadFromContainerOptions { path: format!("{PLACE}/.") };
         let (sender, mut reader) = download();
         let fail = || format!("failed to read the volume `{}`", self.volume);
         std::thread::scope(|scope| {
@@ -182,13 +183,16 @@ impl Helper<'_> {
     }
 }
 
-/// Reads a tar stream whose paths begin with the last component of [`PLACE`].
+/// Reads a tar stream of a folder.
 fn unpack(reader: &mut Reader, mut each: impl FnMut(&str, Entry, &mut dyn Read) -> Result<()>) -> Result<()> {
     let fail = || "what the engine sent is not a tar stream".to_owned();
     for entry in tar::Archive::new(reader).entries().or_fail(Kind::Engine, fail)? {
         let mut entry = entry.or_fail(Kind::Engine, fail)?;
-        let path = String::from_utf8_lossy(&entry.path_bytes()).trim_end_matches('/').to_owned();
-        let Some((_, path)) = path.trim_start_matches('/').split_once('/') else { continue };
+        let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        let path = path.trim_start_matches("./").trim_matches('/');
+        if matches!(path, "" | ".") {
+            continue;
+        }
         let kind = match entry.header().entry_type() {
             kind if kind.is_file() => Entry::File(entry.size()),
             tar::EntryType::Directory => Entry::Folder,

@@ -7,7 +7,7 @@ use super::{KubernetesVolume, RuntimeManifest, to_yaml};
 use crate::error::{Failure, Kind, Result};
 
 pub(super) fn render(manifest: &RuntimeManifest<'_>, volume: KubernetesVolume) -> Result<String> {
-    if let Some((target, _)) = manifest.targets().into_iter().find(|(target, _)| target.contains(':')) {
+    if let Some((target, _)) = manifest.plan.targets().into_iter().find(|(target, _)| target.contains(':')) {
         return Err(Failure::new(Kind::Policy, format!("Kubernetes cannot mount at `{target}`: the path has a colon"))
             .help("choose another `target` in Cargo.toml"));
     }
@@ -53,7 +53,7 @@ fn deployment(manifest: &RuntimeManifest<'_>, volume: KubernetesVolume) -> Value
     let plan = manifest.plan;
     let name = manifest.name();
     let labels = json!({ "app.kubernetes.io/name": name });
-    let mounts: Vec<Value> = manifest
+    let mounts: Vec<Value> = plan
         .targets()
         .into_iter()
         .map(|(target, in_volume)| {

@@ -28,12 +28,23 @@ pub struct RuntimeManifest<'a> {
     pub plan: &'a ImagePlan,
     /// The lean image.
     pub image: Pinned,
+    /// Where the lean image is.
+    pub place: ImagePlace,
     /// The image that holds the mounted models' layers.
     pub model_image: Pinned,
     /// The digest of models.lock.
     pub lock: Digest,
     /// The mounted models with the places of their files on this machine, in the order of the lock.
     pub models: Vec<(&'a LockedModel, Vec<String>)>,
+}
+
+/// Where an image was put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImagePlace {
+    /// In the layout `oci`, beside the runtime manifest.
+    Layout,
+    /// In the engine.
+    Engine,
 }
 
 /// A reference and the digest that it stands for.
@@ -163,24 +174,6 @@ impl RuntimeManifest<'_> {
         self.models.iter().flat_map(|(model, places)| {
             places.iter().zip(&model.files).map(|(at, file)| (at.as_str(), model.target.join(&file.path)))
         })
-    }
-
-    /// The places of whole models: the target, and its path in a volume that stands for `/models`.
-    fn targets(&self) -> Vec<(&str, &str)> {
-        let root = TargetPath::DEFAULT_ROOT;
-        let below = |target: &str| target.strip_prefix(root).is_some_and(|rest| rest.starts_with('/'));
-        let in_volume = |target: &'_ str| if below(target) { root.len() + 1 } else { 1 };
-        self.models
-            .iter()
-            .map(|(model, _)| (model.target.as_str(), &model.target.as_str()[in_volume(model.target.as_str())..]))
-            .collect()
-    }
-
-    /// Whether one mount at `/models` serves every model: all are below it, and no embedded one is, which it would hide.
-    fn is_one_mount(&self) -> bool {
-        let below = |target: &TargetPath| target.as_str().starts_with(&format!("{}/", TargetPath::DEFAULT_ROOT));
-        self.models.iter().all(|(model, _)| below(&model.target))
-            && !self.plan.model_layers.iter().any(|layer| below(&layer.target))
     }
 
     /// The package's name as names of objects are allowed to be: RFC 1123, lower case.

@@ -14,7 +14,8 @@ use super::tar::{self, Kind as Entry};
 use crate::error::{Kind, OrFail as _, Result};
 use crate::stamp::Stamps;
 
-/// Writes the archive to `out`, without the layers in `known`, which the reader has. Gives the layers whose files gave another digest; then the archive is to be thrown away.
+/// Writes the archive to `out`, without the layers in `known`, which the reader has. Gives the layers whose files gave
+/// another digest; then the archive is to be thrown away.
 pub fn write<'a>(
     image: &Image,
     layers: &'a [Layer],

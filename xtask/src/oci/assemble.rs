@@ -37,18 +37,26 @@ pub fn assemble(plan: &ImagePlan, app: LockedLayer) -> Image {
 #[must_use]
 pub fn assemble_models(plan: &ImagePlan) -> Image {
     let layers = plan.mounted.iter().flat_map(layers_of).map(|layer| (layer.layer, format!("model {}", layer.model)));
-    let titled = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
     let title = format!("{}-models", plan.package);
-    let config = Execution {
-        user: plan.user.clone(),
+    build(&plan.platform, 0, nothing_to_run(&title, &plan.user), layers.collect())
+}
+
+/// Assembles an image of one layer, with nothing to run: it is there for what is mounted into it.
+#[must_use]
+pub fn assemble_folder(title: &str, user: &str, platform: &Platform, layer: LockedLayer) -> Image {
+    build(platform, 0, nothing_to_run(title, user), vec![(layer, title.to_owned())])
+}
+
+fn nothing_to_run(title: &str, user: &str) -> Execution {
+    Execution {
+        user: user.to_owned(),
         exposed_ports: [].into(),
         env: Vec::new(),
         entrypoint: Vec::new(),
         healthcheck: None,
         working_dir: "/".to_owned(),
-        labels: [("org.opencontainers.image.title", title.as_str())].map(titled).into(),
-    };
-    build(&plan.platform, 0, config, layers.collect())
+        labels: [("org.opencontainers.image.title".to_owned(), title.to_owned())].into(),
+    }
 }
 
 fn build(platform: &Platform, created: u64, execution: Execution, layers: Vec<(LockedLayer, String)>) -> Image {

@@ -10,7 +10,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -56,7 +55,7 @@ impl Layout {
         match fs::symlink_metadata(folder) {
             Ok(metadata) if !metadata.is_dir() => return refuse("is not a folder"),
             Ok(_) if folder.join(MARK.0).exists() => {
-                let other = |name: &String| only.is_some_and(|only| *name != full_name(only));
+                let other = |name: &String| only.is_some_and(|only| *name != only.qualified_tagged());
                 if let Some(other) = layout.names().into_iter().find(other) {
                     return refuse(&format!("is an OCI layout that holds another image, `{other}`"));
                 }
@@ -78,12 +77,12 @@ impl Layout {
     }
 
     fn blobs(&self) -> PathBuf {
-        self.folder.join("blobs").join("sha256")
+        self.folder.join(BLOBS)
     }
 
     /// Takes the blob from a sibling that has it, if its stamp says that it is whole and the file system can link.
     fn link(&self, path: &Path, digest: Digest, stamps: &Stamps) -> bool {
-        let at = |sibling: &PathBuf| sibling.join("blobs").join("sha256").join(digest.hex());
+        let at = |sibling: &PathBuf| sibling.join(BLOBS).join(digest.hex());
         let found = self.siblings.iter().map(at).find(|sibling| stamps.trusts(sibling, digest));
         let Some(found) = found.filter(|found| fs::hard_link(found, path).is_ok()) else { return false };
         // The link has changed the change time that both names share.
@@ -123,8 +122,7 @@ impl Layout {
         }
         let fail = || format!("failed to write the layer of {} to `{}`", layer.what, path.display());
         let written = write::stream(&path, |file| {
-            let sink = Counting { file: &mut *file, progress };
-            if !layer.write(sink, stamps).or_fail(Kind::Io, fail)? {
+            if !layer.write(progress.counting(&mut *file), stamps).or_fail(Kind::Io, fail)? {
                 // An error keeps the file from getting its name.
                 return Err(Failure::new(Kind::Integrity, "the layer has another digest"));
             }
@@ -189,26 +187,24 @@ impl Layout {
 /// The file that makes a folder a layout (image-layout.md, "oci-layout file").
 const MARK: (&str, &[u8]) = ("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#);
 
-const CONTAINERD_NAME: &str = "io.containerd.image.name";
+/// The folder of blobs whose digests are SHA-256.
+const BLOBS: &str = "blobs/sha256";
 
-/// Host, path and tag, all spelled out.
-fn full_name(reference: &Reference) -> String {
-    format!("{}:{}", reference.qualified_name(), reference.tag().unwrap_or("latest"))
-}
+const CONTAINERD_NAME: &str = "io.containerd.image.name";
 
 /// The documents beside the blobs, in the order in which they must be written.
 fn documents(image: &Image, reference: &Reference) -> [(&'static str, Vec<u8>); 3] {
     let mut manifest = image.manifest.clone();
     manifest.annotations = BTreeMap::from([
-        (CONTAINERD_NAME.to_owned(), full_name(reference)),
+        (CONTAINERD_NAME.to_owned(), reference.qualified_tagged()),
         // oras and umoci choose by it.
         ("org.opencontainers.image.ref.name".to_owned(), reference.tag().unwrap_or("latest").to_owned()),
     ]);
     let index = Index { schema_version: 2, media_type: INDEX, manifests: vec![manifest] };
-    let blob = |digest: Digest| format!("blobs/sha256/{}", digest.hex());
+    let blob = |digest: Digest| format!("{BLOBS}/{}", digest.hex());
     let docker = json!([{
         "Config": blob(image.config.digest),
-        "RepoTags": [format!("{}:{}", reference.name(), reference.tag().unwrap_or("latest"))],
+        "RepoTags": [reference.tagged()],
         "Layers": image.layers.iter().map(|layer| blob(layer.digest)).collect::<Vec<_>>(),
     }]);
     [(MARK.0, MARK.1.to_vec()), ("manifest.json", to_bytes(&docker)), ("index.json", to_bytes(&index))]
@@ -216,7 +212,7 @@ fn documents(image: &Image, reference: &Reference) -> [(&'static str, Vec<u8>); 
 
 /// What an archive of the layout is made of, in its order: the documents as bytes, the layers by their place.
 pub(super) fn parts(image: &Image, reference: &Reference) -> Vec<(String, Part)> {
-    let blob = |digest: Digest| format!("/blobs/sha256/{}", digest.hex());
+    let blob = |digest: Digest| format!("/{BLOBS}/{}", digest.hex());
     let mut parts: Vec<(String, Part)> =
         documents(image, reference).into_iter().map(|(name, bytes)| (format!("/{name}"), Part::Bytes(bytes))).collect();
     parts.push((blob(image.config.digest), Part::Bytes(image.config_bytes.clone())));
@@ -243,22 +239,4 @@ pub(super) enum Part {
 #[expect(clippy::disallowed_methods, reason = "only whether there is an entry matters, not their order")]
 fn is_empty(folder: &Path) -> bool {
     fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
-}
-
-/// A sink that moves the progress bar.
-struct Counting<'a> {
-    file: &'a mut File,
-    progress: &'a Progress,
-}
-
-impl Write for Counting<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.file.write(bytes)?;
-        self.progress.add(count as u64);
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
 }

@@ -21,6 +21,9 @@ pub struct ParseReferenceError {
     reason: String,
 }
 
+/// The tag of a reference that names none.
+const LATEST: &str = "latest";
+
 impl Reference {
     /// Parses a reference that must have a digest, because a tag can mean another image tomorrow.
     pub fn pinned(text: &str) -> Result<Self, ParseReferenceError> {
@@ -43,13 +46,25 @@ impl Reference {
     /// The tag; `latest` where neither tag nor digest is given.
     #[must_use]
     pub fn tag(&self) -> Option<&str> {
-        self.tag.as_deref().or_else(|| self.digest.is_none().then_some("latest"))
+        self.tag.as_deref().or_else(|| self.digest.is_none().then_some(LATEST))
     }
 
     /// The same name with this tag and no digest.
     #[must_use]
     pub fn with_tag(&self, tag: &str) -> Self {
         Self { name: self.name.clone(), tag: Some(tag.to_owned()), digest: None }
+    }
+
+    /// Name and tag: what an engine calls an image. Names there have no digest.
+    #[must_use]
+    pub fn tagged(&self) -> String {
+        format!("{}:{}", self.name, self.tag().unwrap_or(LATEST))
+    }
+
+    /// The same with host and path spelled out.
+    #[must_use]
+    pub fn qualified_tagged(&self) -> String {
+        format!("{}:{}", self.qualified_name(), self.tag().unwrap_or(LATEST))
     }
 
     /// The name with the registry's host and Docker Hub's `library/` spelled out, as containerd wants it.

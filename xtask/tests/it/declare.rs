@@ -58,7 +58,7 @@ fn unknown_keys_are_named_with_the_nearest_known_one() {
     image(
         "colour = 1",
         "`package.metadata.image.colour` is not a known key; known are models, base, builder, ports, bin, env, \
-         healthcheck, target, user",
+         healthcheck, rustflags, target, user",
     );
 }
 
@@ -302,6 +302,27 @@ fn an_image_names_only_declared_models() {
         "`package.metadata.image.models` names `digit`, which is not declared in `Cargo.toml`; did you mean `digits`?",
     );
     image("models = [\"bert\"]", "`package.metadata.image.models` names `bert`, which is not declared in `Cargo.toml`");
+}
+
+#[test]
+fn flags_for_the_compiler_mean_the_same_everywhere() {
+    let has = |flag: &str| format!("`package.metadata.image.rustflags` has the item `{flag}`");
+    let example = "as in `-Ctarget-cpu=x86-64-v3`";
+    for flag in ["-C target-cpu=x", "-Ca=$HOME", "-Ca#b", "-C`a`"] {
+        let problem = format!("{}, expected one flag without spaces, quotes, `$`, `#`, {example}", has(flag));
+        image(&format!("rustflags = [\"{flag}\"]"), &problem);
+    }
+    let problem =
+        format!("{}, which means another processor on every machine; name one, {example}", has("-Ctarget-cpu=native"));
+    image("rustflags = [\"-Ctarget-cpu=native\"]", &problem);
+    // What the workspace's configuration says is not taken in silence, nor left out in silence.
+    let workspace = Workspace::locked();
+    workspace.write(".cargo/config.toml", "[build]\nrustflags = [\"-Ctarget-cpu=native\"]\n");
+    let call = ["image", "--embed", "--check"];
+    let says = ["images are compiled without `build.rustflags`", "help: declare what they need as `rustflags`"];
+    workspace.run(&call).expect(1).says(&says);
+    workspace.image("rustflags = []");
+    workspace.run(&call).expect(1).never_says(&["rustflags"]);
 }
 
 #[test]

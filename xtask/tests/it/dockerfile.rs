@@ -246,6 +246,27 @@ fn its_shell_makes_the_stand_ins_and_the_folders_of_the_targets() {
 }
 
 #[test]
+fn what_cargo_is_told_in_the_workspace_it_is_told_in_the_container() {
+    let workspace = Workspace::locked();
+    workspace.vendor();
+    workspace.run(&["image", "--embed"]).expect(0);
+    let found = instructions(&workspace.text("Dockerfile.embed"));
+    let at = found.iter().position(|line| line == "COPY Cargo.toml Cargo.lock ./").unwrap();
+    let expect = ["COPY [\".cargo/config.toml\", \".cargo/config.toml\"]", "COPY [\"third party\", \"third party\"]"];
+    assert_eq!(found[at + 1..at + 3], expect);
+    workspace.replace(
+        "app/Cargo.toml",
+        "[package.metadata.image]\n",
+        "[package.metadata.image]\nrustflags = [\"-Ca\", \"-Cb\"]\n",
+    );
+    workspace.run(&["image", "--embed"]).expect(2);
+    assert!(workspace.text("Dockerfile.embed").contains("/src/target=/target -Ca -Cb\"\n"));
+    // A crate may have folders of any name.
+    let ignore = workspace.text("Dockerfile.embed.dockerignore");
+    assert!(ignore.ends_with("**/target\n**/.cache\n!.cargo/config.toml\n!third party\n"), "{ignore}");
+}
+
+#[test]
 fn the_ignore_file_lets_in_what_is_copied_and_nothing_else() {
     let workspace = Workspace::committed();
     let text = workspace.text("Dockerfile.embed.dockerignore");

@@ -168,7 +168,7 @@ fn the_engine_has_one_file_and_nothing_has_a_random_order() {
 
 /// What each module may import, in the order of the flow: a stage names what lies before it, and helpers name no stage.
 /// `commands`, `flags` and the crate itself may name everything; nothing may name `commands`.
-const IMPORTS: [(&str, &[&str]); 28] = [
+const IMPORTS: [(&str, &[&str]); 29] = [
     // Helpers.
     ("error", &[]),
     ("console", &["error"]),
@@ -187,7 +187,7 @@ const IMPORTS: [(&str, &[&str]); 28] = [
     ("resolve", &["console", "declare", "error", "oci::layer", "source"]),
     ("lockfile", &["declare", "error", "resolve", "write"]),
     ("verify", &["console", "declare", "error", "quote", "source", "stamp"]),
-    ("plan", &["declare", "error", "git", "oci::reference", "oci::spec"]),
+    ("plan", &["cargo_config", "declare", "error", "git", "oci::reference", "oci::spec"]),
     ("dockerfile", &["declare", "plan", "quote"]),
     ("cargo_config", &["error"]),
     ("compile", &["cargo_config", "console", "declare", "error", "oci::layer", "oci::spec", "oci::tar", "plan"]),
@@ -200,6 +200,7 @@ const IMPORTS: [(&str, &[&str]); 28] = [
     ("context", &["dockerfile", "error", "plan", "stamp", "verify", "write"]),
     ("upload", &["error", "oci::layer"]),
     ("build_context", &["dockerfile", "error", "oci::layer", "oci::tar", "plan", "upload"]),
+    ("volume", &["error"]),
     ("engine", &["console", "engine", "error", "oci::reference", "write"]),
     ("mounts", &["declare", "error", "mounts", "oci::reference", "oci::spec", "plan", "quote"]),
 ];

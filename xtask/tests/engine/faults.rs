@@ -1,0 +1,143 @@
+//! Sockets that answer as a broken engine does.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::engines::xtask;
+use crate::support::Workspace;
+
+/// What a broken engine does after it has said who it is.
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    /// Says something that is not HTTP.
+    Garbage,
+    /// Answers every request with 403.
+    Forbids,
+    /// Takes everything, answers 200, and then says what went wrong.
+    ErrorInStream,
+    /// Takes everything, answers 200, and hangs up in the middle of the stream.
+    EndsEarly,
+    /// Takes everything, answers 200, and says nothing.
+    SaysNothing,
+    /// Hangs up while it is being sent to.
+    HangsUp,
+    /// Refuses without reading.
+    Refuses,
+}
+
+/// A socket that answers like an engine with this fault, for as long as the test runs.
+fn broken_engine(folder: &Path, fault: Fault) -> String {
+    let socket = folder.join(format!("{fault:?}.sock"));
+    let listener = UnixListener::bind(&socket).unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            // A client that hangs up first is not this thread's affair.
+            thread::spawn(move || answer(stream.unwrap(), fault).ok());
+        }
+    });
+    format!("unix://{}", socket.display())
+}
+
+fn answer(mut stream: UnixStream, fault: Fault) -> std::io::Result<()> {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        if reader.read_line(&mut head)? == 0 {
+            return Ok(());
+        }
+    }
+    let line = head.lines().next().unwrap_or_default().to_owned();
+    let json = |stream: &mut UnixStream, status: &str, body: &str| {
+        let length = body.len();
+        write!(
+            stream,
+            "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        )
+    };
+    match fault {
+        Fault::Garbage => return stream.write_all(b"SSH-2.0-OpenSSH_9.2\r\n"),
+        Fault::Forbids => {
+            return json(&mut stream, "403 Forbidden", "{\"message\":\"authorization denied by plugin\"}");
+        }
+        _ => {}
+    }
+    if line.contains("/version") {
+        return json(&mut stream, "200 OK", "{\"Version\":\"28.5.2\",\"ApiVersion\":\"1.51\"}");
+    }
+    if line.contains("/info") {
+        return json(&mut stream, "200 OK", "{\"Driver\":\"overlay2\"}");
+    }
+    if line.contains("/images/json") {
+        return json(&mut stream, "200 OK", "[]");
+    }
+    if !line.contains("/images/load") && !line.contains("/build") {
+        return json(&mut stream, "404 Not Found", "{\"message\":\"no such thing\"}");
+    }
+    match fault {
+        Fault::Refuses => {
+            return json(
+                &mut stream,
+                "500 Internal Server Error",
+                "{\"message\":\"write /data/x: no space left on device\"}",
+            );
+        }
+        Fault::HangsUp => {
+            reader.read_exact(&mut [0; 1000])?;
+            return Ok(());
+        }
+        _ => {}
+    }
+    // To the end of the chunked body.
+    let mut tail = Vec::new();
+    let mut buffer = vec![0; 65536];
+    while !tail.ends_with(b"0\r\n\r\n") {
+        let count = reader.read(&mut buffer)?;
+        if count == 0 {
+            break;
+        }
+        tail.extend_from_slice(&buffer[..count]);
+        tail.drain(..tail.len().saturating_sub(5));
+    }
+    write!(stream, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")?;
+    let mut chunk = |text: &str| write!(stream, "{:x}\r\n{text}\r\n", text.len());
+    match fault {
+        Fault::ErrorInStream => {
+            chunk("{\"stream\":\"working\"}\n")?;
+            chunk("{\"errorDetail\":{\"message\":\"write /data/blob: no space left on device\"},\"error\":\"x\"}\n")?;
+            stream.write_all(b"0\r\n\r\n")
+        }
+        Fault::EndsEarly => chunk("{\"stream\":\"working\"}\n"),
+        _ => stream.write_all(b"0\r\n\r\n"),
+    }
+}
+
+#[test]
+fn a_broken_engine_is_a_clear_error() {
+    let workspace = Workspace::committed();
+    let sockets = tempfile::tempdir().unwrap();
+    let load: &[&str] = &["image", "--embed", "--load"];
+    let build: &[&str] = &["image", "--embed", "--builder", "docker"];
+    let cases = [
+        (Fault::Garbage, [load, build], vec!["what answers there is not an engine", "--builder oci"]),
+        (Fault::Forbids, [load, build], vec!["the engine refuses", "authorization denied by plugin"]),
+        (Fault::ErrorInStream, [load, build], vec!["no space left on device", "docker system df"]),
+        (Fault::EndsEarly, [load, build], vec!["hung up"]),
+        (Fault::SaysNothing, [load, build], vec!["help: "]),
+        (Fault::HangsUp, [load, build], vec!["hung up"]),
+        (Fault::Refuses, [load, build], vec!["help: "]),
+    ];
+    for (fault, calls, says) in cases {
+        let host = broken_engine(sockets.path(), fault);
+        for call in calls {
+            let start = Instant::now();
+            let failed = xtask(&workspace, &host, call);
+            assert_eq!(failed.code, 2, "{fault:?} {call:?}: {}", failed.stderr);
+            assert!(start.elapsed() < Duration::from_secs(30), "{fault:?} {call:?}");
+            let failed = failed.says(&says).says(&["error: "]).never_says(&["panicked"]);
+            assert_eq!(failed.stdout, "", "{fault:?}");
+        }
+    }
+}
