@@ -289,9 +289,13 @@ fn a_plain_build_refuses_wrong_bytes_in_the_context() {
     std::fs::remove_dir_all(root().join(".context")).unwrap();
     assert!(!output.status.success());
     assert!(text(&output).contains("README.md: FAILED"), "{}", text(&output));
-    // The next run heals the context.
+    // The next run heals the context. The builder forgets the folder before it makes a layer of it: see `context`.
     xtask(&["image", "--embed"]);
     assert_eq!(std::fs::read(&staged).unwrap(), right);
+    succeed(&mut docker(NEW, &["buildx", "prune", "--force", "--filter", "type=source.local"]));
+    let tag = ["--tag", "app-healed:embed"];
+    succeed(&mut docker(NEW, &[&arguments[..2], &tag, &arguments[2..]].concat()));
+    assert_eq!(diff_ids(NEW, "app-healed:embed")[..2], locked_layers(&root()));
 }
 
 #[test]

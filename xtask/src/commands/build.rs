@@ -57,7 +57,8 @@ pub(super) fn build(planned: &Planned, flags: &Flags, console: &Console) -> Resu
         return Err(Failure::new(Kind::Integrity, "the engine built another image than was planned")
             .details(differences)
             .help(format!(
-                "the name `{reference}` stays as it was; `--builder oci` makes the image without the engine"
+                "the name `{reference}` stays as it was; `docker buildx prune` drops what the engine kept of earlier \
+                 builds, and `--builder oci` makes the image without the engine"
             )));
     }
     engine.tag(&id, reference)?;
