@@ -2,8 +2,8 @@
 //! folders 0755, the files 0644 and every mtime 0, so that `COPY --link FOLDER/ /` gives the canonical layer. The digest in
 //! the path keeps a builder's cache from taking new bytes for old ones (it compares path, size and mtime only).
 //! BuildKit never compares the times of folders, though: where it was sent a folder with a wrong file and then with the
-//! right one, the folder has the time of that change, and the layer another `diff_id` with the right bytes in it. That is the
-//! builder's memory, which nothing here can heal; `docker buildx prune` does.
+//! right one, the folder has the time of that change, and the layer another `diff_id` with the right bytes in it. That is
+//! the builder's memory, which nothing here can heal; `docker buildx prune` does.
 //! Where the file system can share blocks (btrfs, xfs, APFS), no second copy is made.
 
 use std::collections::BTreeSet;
