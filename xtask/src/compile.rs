@@ -3,13 +3,17 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::io::{self, BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
 
-use model_lock::LockedLayer;
+use cargo_metadata::Message;
+use model_lock::{LockedLayer, human};
 use xshell::{Shell, cmd};
 
 use crate::cargo_config;
-use crate::console::Console;
+use crate::console::{Console, Steps};
 use crate::declare::{Declaration, DeclaredImage};
 use crate::error::{Failure, Kind, OrFail as _, Result};
 use crate::oci::layer::Recipe;
@@ -118,7 +122,7 @@ pub fn compile(
     console: &Console,
 ) -> Result<AppBinary> {
     let (package, bin) = (&image.package, &image.bin);
-    console.status("Compiling", format!("{package} ({target})"));
+    let what = format!("{package} ({target})");
     let shell = Shell::new().or_fail(Kind::Program, || "failed to prepare a call of `cargo`".to_owned())?;
     shell.change_dir(&declaration.root);
     // A folder of its own: other flags than those of everyday builds would make the two undo each other.
@@ -126,9 +130,11 @@ pub fn compile(
     let program = &cargo.program;
     let offline = cargo.offline.then_some("--offline");
     let quiet = (!console.is_verbose()).then_some("--quiet");
+    let (color, messages) =
+        if console.has_colors() { ("always", "json-diagnostic-rendered-ansi") } else { ("never", "json") };
     let mut command = cmd!(
         shell,
-        "{program} build {quiet...} --locked {offline...} --release --package {package} --bin {bin} --target {target} --target-dir {folder}"
+        "{program} build {quiet...} --color {color} --message-format {messages} --locked {offline...} --release --package {package} --bin {bin} --target {target} --target-dir {folder}"
     );
     command = command.env_clear().quiet();
     for (name, value) in &cargo.environment {
@@ -141,7 +147,9 @@ pub fn compile(
         command = command.env(format!("CARGO_TARGET_{}_LINKER", target.to_uppercase().replace('-', "_")), linker);
     }
     command = command.env("CARGO_INCREMENTAL", "0").env("LC_ALL", "C").env("TZ", "UTC");
-    if command.ignore_status().output_to_stderr()? {
+    // On a terminal this line counts the seconds and the crates: a first build takes minutes.
+    let steps = console.steps("Compiling", &what, 0);
+    if follow(command, &what, &steps)? {
         let at = folder.join(target).join("release").join(bin);
         let metadata = at.metadata().or_fail(Kind::Io, || format!("failed to read `{}`", at.display()))?;
         return Ok(AppBinary { at, size: metadata.len() });
@@ -188,19 +196,38 @@ fn toolchain(root: &Path) -> Result<(PathBuf, String)> {
     Ok((PathBuf::from(sysroot), commit.to_owned()))
 }
 
-/// Runs a command with its output on stderr, so that stdout keeps to data.
-trait OutputToStderr {
-    fn output_to_stderr(self) -> Result<bool>;
-}
-
-impl OutputToStderr for xshell::Cmd<'_> {
-    fn output_to_stderr(self) -> Result<bool> {
-        let name = self.to_string();
-        let mut command: std::process::Command = self.into();
-        command.stdin(std::process::Stdio::null()).stdout(std::io::stderr());
-        let status = command.status().or_fail(Kind::Program, || format!("failed to run `{name}`"))?;
-        Ok(status.success())
-    }
+/// Runs Cargo and hands on what it and the compiler say. Gives whether it succeeded.
+fn follow(command: xshell::Cmd<'_>, what: &str, steps: &Steps) -> Result<bool> {
+    let name = command.to_string();
+    let fail = || format!("failed to run `{name}`");
+    let mut command: Command = command.into();
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut cargo = command.spawn().or_fail(Kind::Program, fail)?;
+    let (stdout, stderr) = (cargo.stdout.take(), cargo.stderr.take());
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for line in
+                stderr.into_iter().flat_map(|stderr| BufReader::new(stderr).split(b'\n')).map_while(io::Result::ok)
+            {
+                steps.follow(&[line.as_slice(), b"\n"].concat());
+            }
+        });
+        let mut count = 0;
+        let messages = stdout.into_iter().flat_map(|stdout| Message::parse_stream(BufReader::new(stdout)));
+        for message in messages.map_while(io::Result::ok) {
+            match message {
+                Message::CompilerArtifact(artifact) => {
+                    count += 1;
+                    steps.newest(&format!("{what}: {}, last {}", human::count(count, "crate"), artifact.target.name));
+                }
+                Message::CompilerMessage(message) => {
+                    steps.follow(message.message.rendered.unwrap_or_default().as_bytes());
+                }
+                _ => {}
+            }
+        }
+    });
+    Ok(cargo.wait().or_fail(Kind::Program, fail)?.success())
 }
 
 /// The app's layer: the program, and the targets of all models as folders, so that a mount finds its place in an image

@@ -62,6 +62,12 @@ impl Console {
         self.format == Format::Json
     }
 
+    /// Whether there are colours.
+    #[must_use]
+    pub fn has_colors(&self) -> bool {
+        self.color
+    }
+
     /// Whether details were asked for.
     #[must_use]
     pub fn is_verbose(&self) -> bool {
@@ -144,7 +150,7 @@ impl Console {
         let _ = writeln!(io::stdout().lock(), "{text}");
     }
 
-    /// A bar over `total` bytes; one plain line where there is no terminal.
+    /// A bar over `total` bytes, or the seconds where nothing is counted; one plain line where there is no terminal.
     #[must_use]
     pub fn progress(&self, verb: &str, message: &str, total: u64) -> Progress {
         if !self.bars {
@@ -152,21 +158,23 @@ impl Console {
             return Progress(ProgressBar::hidden());
         }
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-        let color = self.verb_color();
-        let template =
-            format!("{{prefix:>12{color}}} [{{bar:24}}] {{bytes}}/{{total_bytes}} {{bytes_per_sec}} {{wide_msg}}");
-        bar.set_style(style(&template));
+        let bytes = "[{bar:24}] {bytes}/{total_bytes} {bytes_per_sec}";
+        bar.set_style(self.style(if total == 0 { ELAPSED } else { bytes }));
         bar.set_prefix(verb.to_owned());
         bar.set_message(printable(message).into_owned());
         bar.enable_steady_tick(Duration::from_millis(200));
         Progress(bar)
     }
 
-    fn verb_color(&self) -> &'static str {
-        if self.color { ".green.bold" } else { "" }
+    fn style(&self, middle: &str) -> ProgressStyle {
+        let color = if self.color { ".green.bold" } else { "" };
+        // The templates are our own; without one there is a bar all the same.
+        ProgressStyle::with_template(&format!("{{prefix:>12{color}}} {middle} {{wide_msg}}"))
+            .unwrap_or_else(|_| ProgressStyle::default_bar())
+            .progress_chars("=> ")
     }
 
-    /// The steps of a build that sends `total` bytes first.
+    /// The steps of a work that sends `total` bytes first.
     #[must_use]
     pub fn steps(&self, verb: &str, message: &str, total: u64) -> Steps {
         Steps { console: *self, bar: self.progress(verb, message, total) }
@@ -192,16 +200,14 @@ impl Steps {
     pub fn add(&self, bytes: u64) {
         self.bar.add(bytes);
         if self.bar.0.length() == Some(self.bar.0.position()) {
-            self.bar
-                .0
-                .set_style(style(&format!("{{prefix:>12{}}} {{elapsed:>4}} {{wide_msg}}", self.console.verb_color())));
+            self.bar.0.set_style(self.console.style(ELAPSED));
         }
     }
 
     /// A step was begun.
     pub fn now(&self, message: &str) {
         self.bar.0.reset_elapsed();
-        self.bar.0.set_message(printable(message).into_owned());
+        self.newest(message);
     }
 
     /// A step is done.
@@ -214,14 +220,21 @@ impl Steps {
         if self.console.is_verbose() {
             self.bar.0.suspend(|| self.console.detail("|", || line.to_owned()));
         }
-        self.bar.0.set_message(format!("{} {}", printable(step), printable(line.trim_start())));
+        self.newest(&format!("{step} {}", line.trim_start()));
+    }
+
+    /// What there is to see on a terminal now.
+    pub fn newest(&self, message: &str) {
+        self.bar.0.set_message(printable(message).into_owned());
+    }
+
+    /// What a program prints for people, as it prints it.
+    pub fn follow(&self, bytes: &[u8]) {
+        self.bar.0.suspend(|| self.console.follow(bytes));
     }
 }
 
-fn style(template: &str) -> ProgressStyle {
-    // The templates are our own; without one there is a bar all the same.
-    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
-}
+const ELAPSED: &str = "{elapsed:>4}";
 
 /// The progress of one long work. Threads share it.
 #[derive(Debug)]
