@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::{self, BufRead as _, BufReader};
+use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -200,18 +200,14 @@ fn toolchain(root: &Path) -> Result<(PathBuf, String)> {
 fn follow(command: xshell::Cmd<'_>, what: &str, steps: &Steps) -> Result<bool> {
     let name = command.to_string();
     let fail = || format!("failed to run `{name}`");
+    let (reader, mut writer) = io::pipe().or_fail(Kind::Io, fail)?;
+    let stderr = writer.try_clone().or_fail(Kind::Io, fail)?;
     let mut command: Command = command.into();
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
     let mut cargo = command.spawn().or_fail(Kind::Program, fail)?;
-    let (stdout, stderr) = (cargo.stdout.take(), cargo.stderr.take());
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            for line in
-                stderr.into_iter().flat_map(|stderr| BufReader::new(stderr).split(b'\n')).map_while(io::Result::ok)
-            {
-                steps.follow(&[line.as_slice(), b"\n"].concat());
-            }
-        });
+    let stdout = cargo.stdout.take();
+    let status = thread::scope(|scope| {
+        scope.spawn(|| hand_on(reader, steps));
         let mut count = 0;
         let messages = stdout.into_iter().flat_map(|stdout| Message::parse_stream(BufReader::new(stdout)));
         for message in messages.map_while(io::Result::ok) {
@@ -223,11 +219,31 @@ fn follow(command: xshell::Cmd<'_>, what: &str, steps: &Steps) -> Result<bool> {
                 Message::CompilerMessage(message) => {
                     steps.follow(message.message.rendered.unwrap_or_default().as_bytes());
                 }
+                Message::BuildFinished(_) => break,
                 _ => {}
             }
         }
+        let status = cargo.wait();
+        writer.write_all(END)?;
+        status
     });
-    Ok(cargo.wait().or_fail(Kind::Program, fail)?.success())
+    Ok(status.or_fail(Kind::Program, fail)?.success())
+}
+
+/// The last line of Cargo's stderr, written when Cargo has ended: an ssh that it started may hold the pipe open for hours.
+const END: &[u8] = b"\0\n";
+
+fn hand_on(stderr: io::PipeReader, steps: &Steps) {
+    let mut stderr = BufReader::new(stderr);
+    let mut line = Vec::new();
+    while stderr.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
+        let text = line.strip_suffix(END);
+        steps.follow(text.unwrap_or(&line));
+        if text.is_some() {
+            return;
+        }
+        line.clear();
+    }
 }
 
 /// The app's layer: the program, and the targets of all models as folders, so that a mount finds its place in an image

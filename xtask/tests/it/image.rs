@@ -700,6 +700,20 @@ fn code_that_does_not_compile_is_told_and_leaves_the_old_image() {
 }
 
 #[test]
+fn what_cargo_leaves_running_is_not_waited_for() {
+    let workspace = Workspace::committed();
+    let leave = "if [ \"$1\" = build ]; then sleep 300 & echo $! > target/sleeping; fi";
+    let script = format!("#!/bin/sh\n{leave}\nexec {:?} \"$@\"\n", env!("CARGO"));
+    workspace.write("target/cargo", script);
+    fs::set_permissions(workspace.path("target/cargo"), fs::Permissions::from_mode(0o755)).unwrap();
+    let cargo = workspace.path("target/cargo");
+    workspace.run_with(&["image", "--embed"], |command| _ = command.env("CARGO", cargo)).expect(0);
+    let sleeping = workspace.text("target/sleeping");
+    let killed = Command::new("kill").arg(sleeping.trim()).status().unwrap();
+    assert!(killed.success(), "it still sleeps");
+}
+
+#[test]
 fn a_platform_without_a_target_is_refused() {
     let workspace = Workspace::locked();
     workspace
