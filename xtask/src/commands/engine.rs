@@ -10,7 +10,7 @@ use crate::engine::{About, Engine, EngineImage, Store};
 use crate::error::{Failure, Kind, Result};
 use crate::flags;
 use crate::oci::archive;
-use crate::oci::assemble::Image;
+use crate::oci::assemble::{Image, MADE_BY};
 use crate::oci::layer::Layer;
 use crate::oci::reference::Reference;
 use crate::plan::LOCK_LABEL;
@@ -143,7 +143,9 @@ fn partial(reference: &Reference) -> Reference {
 fn known_layers(engine: &Engine, image: &Image) -> Result<BTreeSet<Digest>> {
     let digests: Vec<Digest> = image.layers.iter().map(|layer| layer.digest).collect();
     let mut known = BTreeSet::new();
-    for layers in engine.layers_with(LOCK_LABEL)? {
+    // containerd keeps the layers of images that the engine built compressed: they are there in another form.
+    let made_by = (engine.about().store == Store::Containerd).then_some(MADE_BY);
+    for layers in engine.layers_with(LOCK_LABEL, made_by)? {
         let is_there = |digest: &&Digest| layers.contains(&digest.to_string());
         match engine.about().store {
             Store::Containerd => known.extend(digests.iter().filter(is_there)),

@@ -38,7 +38,7 @@ impl Engine {
     pub fn image(&self, _: &str) -> Result<Option<EngineImage>> {
         match *self {}
     }
-    pub fn layers_with(&self, _: &str) -> Result<Vec<Vec<String>>> {
+    pub fn layers_with(&self, _: &str, _: Option<&str>) -> Result<Vec<Vec<String>>> {
         match *self {}
     }
     pub fn is_whole(&self, _: &str) -> Result<bool> {

@@ -81,11 +81,22 @@ impl Engine {
         }))
     }
 
-    /// The layers of every image with this label, lowest first.
-    pub fn layers_with(&self, label: &str) -> Result<Vec<Vec<String>>> {
-        let images = self.list("label", label, false)?;
-        let found = images.into_iter().map(|summary| Ok(self.image(&summary.id)?.unwrap_or_default().layers));
-        found.collect()
+    /// The layers of every image with this label, lowest first; where `made_by` is given, only of images whose history has
+    /// it before everything.
+    pub fn layers_with(&self, label: &str, made_by: Option<&str>) -> Result<Vec<Vec<String>>> {
+        let mut found = Vec::new();
+        for summary in self.list("label", label, false)? {
+            if made_by.is_none_or(|maker| self.is_made_by(&summary.id, maker)) {
+                found.push(self.image(&summary.id)?.unwrap_or_default().layers);
+            }
+        }
+        Ok(found)
+    }
+
+    /// An image that is gone meanwhile, or whose history the engine cannot tell, was made by nobody.
+    fn is_made_by(&self, id: &str, maker: &str) -> bool {
+        let history = self.runtime.block_on(self.docker.image_history(id)).unwrap_or_default();
+        !history.is_empty() && history.iter().all(|entry| entry.created_by.starts_with(maker))
     }
 
     /// Whether the engine has every byte of the image with this name. A graph driver has no images that lack some.

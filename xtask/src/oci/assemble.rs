@@ -8,6 +8,9 @@ use super::spec::{
 };
 use crate::plan::{ImagePlan, layers_of};
 
+/// What every entry of an image's history begins with.
+pub const MADE_BY: &str = "model-lock: ";
+
 /// An image: its documents as bytes, and the descriptors that name everything.
 #[derive(Debug, Clone)]
 pub struct Image {
@@ -72,7 +75,7 @@ fn build(platform: &Platform, created: u64, execution: Execution, layers: Vec<(L
         },
         history: layers
             .iter()
-            .map(|(_, what)| History { created: created.clone(), created_by: format!("model-lock: {what}") })
+            .map(|(_, what)| History { created: created.clone(), created_by: format!("{MADE_BY}{what}") })
             .collect(),
     };
     let config_bytes = to_bytes(&config);

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::engines::{
-    build_arguments, builder, engine, image_cleanup, inspect, locked_layers, old_engine, texts, xtask,
+    build_arguments, builder, docker_build, engine, image_cleanup, inspect, locked_layers, old_engine, texts, xtask,
 };
 use crate::support::{Workspace, noise, safetensors};
 
@@ -31,6 +31,12 @@ fn a_loaded_image_has_the_id_that_it_must_have() {
     assert!(!fresh.path("target/image/app/embed/oci").exists());
 }
 
+/// Programs that print a word, and that no engine has seen yet.
+fn program() -> impl Fn(&str) -> String {
+    let run = std::process::id();
+    move |word| format!("fn main() {{\n    println!(\"{word} {run}\");\n}}\n")
+}
+
 #[test]
 fn code_that_changed_is_loaded_without_the_models() {
     let workspace = Workspace::locked();
@@ -39,9 +45,7 @@ fn code_that_changed_is_loaded_without_the_models() {
     workspace.run(&["lock"]).expect(0);
     let tag = "model-lock-test/again:a";
     let _cleanup = image_cleanup(&[&engine(), &old_engine()], tag);
-    // Programs that no engine has seen yet.
-    let run = std::process::id();
-    let prints = |word: &str| format!("fn main() {{\n    println!(\"{word} {run}\");\n}}\n");
+    let prints = program();
     for host in [engine(), old_engine()] {
         workspace.write("app/src/main.rs", prints("hello"));
         xtask(&workspace, &host, &["image", "--embed", "--load", "--tag", tag])
@@ -57,8 +61,27 @@ fn code_that_changed_is_loaded_without_the_models() {
             changed.stderr
         );
         let ran = xtask(&workspace, &host, &["run", "--embed", "--network", "none"]).expect(0);
-        assert!(ran.stderr.contains(&format!("changed {run}\n")), "{}", ran.stderr);
+        assert!(ran.stderr.contains(&format!("changed {}\n", std::process::id())), "{}", ran.stderr);
     }
+}
+
+#[test]
+fn layers_that_the_engine_built_are_not_taken_for_those_of_an_archive() {
+    let workspace = Workspace::two_models();
+    // Models and programs that no engine has seen yet.
+    let (run, prints) = (std::process::id(), program());
+    workspace.write("app/src/main.rs", prints("first"));
+    workspace.write("models/digits/config.json", format!("{{\"run\": {run}}}\n"));
+    workspace.write("models/words.txt", format!("{run}\n"));
+    workspace.run(&["lock"]).expect(0);
+    let (host, built, loaded) = (engine(), "model-lock-test/form:docker", "model-lock-test/form:oci");
+    let _cleanup = (image_cleanup(&[&host], built), image_cleanup(&[&host], loaded));
+    docker_build(&workspace, "--embed", built).expect(0);
+    let load = ["image", "--embed", "--load", "--tag", loaded];
+    let first = xtask(&workspace, &host, &load).expect(0).says(&["(3 layers to send"]);
+    assert_eq!(first.stderr.matches("Loading").count(), 1, "{}", first.stderr);
+    workspace.write("app/src/main.rs", prints("second"));
+    xtask(&workspace, &host, &load).expect(0).says(&["(1 of 3 layers to send"]);
 }
 
 #[test]
