@@ -112,8 +112,15 @@ impl Engine {
     fn list(&self, filter: &str, value: &str, manifests: bool) -> Result<Vec<ImageSummary>> {
         let filters = Some([(filter.to_owned(), vec![value.to_owned()])].into());
         let options = ListImagesOptions { filters, manifests, ..ListImagesOptions::default() };
-        let images = self.runtime.block_on(self.docker.list_images(Some(options)));
-        images.map_err(|error| self.failed("failed to list the images", &error))
+        let mut attempts = 0;
+        loop {
+            match self.runtime.block_on(self.docker.list_images(Some(options.clone()))) {
+                // An image that is removed while containerd's are listed fails the whole list.
+                Err(Error::DockerResponseServerError { status_code: 404, .. }) if attempts < 20 => attempts += 1,
+                images => return images.map_err(|error| self.failed("failed to list the images", &error)),
+            }
+            std::thread::sleep(Duration::from_millis(25));
+        }
     }
 
     /// Takes a name away from an image, and removes the image if it has no other one.

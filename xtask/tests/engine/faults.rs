@@ -1,12 +1,15 @@
 //! Sockets that answer as a broken engine does.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::engines::xtask;
+use crate::engines::{engine, image_cleanup, xtask};
 use crate::support::Workspace;
 
 /// What a broken engine does after it has said who it is.
@@ -140,4 +143,49 @@ fn a_broken_engine_is_a_clear_error() {
             assert_eq!(failed.stdout, "", "{fault:?}");
         }
     }
+}
+
+/// A socket in front of the engine that answers the first three lists of images with 404, as the engine does when an image
+/// is removed meanwhile, and counts the lists.
+fn forgetful(folder: &Path, lists: Arc<AtomicUsize>) -> String {
+    let socket = folder.join("forgetful.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let lists = Arc::clone(&lists);
+            thread::spawn(move || forget(stream.unwrap(), &lists).ok());
+        }
+    });
+    format!("unix://{}", socket.display())
+}
+
+/// One connection, which has one request.
+fn forget(mut client: UnixStream, lists: &AtomicUsize) -> std::io::Result<()> {
+    let mut head = vec![0; 4096];
+    let count = client.read(&mut head)?;
+    head.truncate(count);
+    let is_list = head.starts_with(b"GET ") && String::from_utf8_lossy(&head).contains("/images/json");
+    if is_list && lists.fetch_add(1, Ordering::Relaxed) < 3 {
+        let body = "{\"message\":\"content digest sha256:0: not found\"}";
+        let length = body.len();
+        return write!(client, "HTTP/1.1 404 Not Found\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}");
+    }
+    let mut engine = UnixStream::connect(engine().trim_start_matches("unix://"))?;
+    engine.write_all(&head)?;
+    let (mut from, mut to) = (client.try_clone()?, engine.try_clone()?);
+    thread::spawn(move || std::io::copy(&mut from, &mut to));
+    std::io::copy(&mut engine, &mut client)?;
+    client.shutdown(Shutdown::Both)
+}
+
+#[test]
+fn a_list_that_fails_because_an_image_is_removed_is_asked_for_again() {
+    let workspace = Workspace::committed();
+    let sockets = tempfile::tempdir().unwrap();
+    let lists = Arc::new(AtomicUsize::new(0));
+    let host = forgetful(sockets.path(), Arc::clone(&lists));
+    let tag = "model-lock-test/forgetful:a";
+    let _cleanup = image_cleanup(&[&engine()], tag);
+    xtask(&workspace, &host, &["image", "--embed", "--load", "--tag", tag]).expect(0);
+    assert!(lists.load(Ordering::Relaxed) > 3);
 }
