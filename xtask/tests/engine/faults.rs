@@ -1,6 +1,6 @@
 //! Sockets that answer as a broken engine does.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -31,20 +31,30 @@ enum Fault {
     Refuses,
 }
 
-/// A socket that answers like an engine with this fault, for as long as the test runs.
-fn broken_engine(folder: &Path, fault: Fault) -> String {
-    let socket = folder.join(format!("{fault:?}.sock"));
-    let listener = UnixListener::bind(&socket).unwrap();
+/// A socket that answers every connection so, for as long as the test runs.
+fn socket(folder: &Path, name: &str, answer: impl Fn(UnixStream) -> io::Result<()> + Send + Sync + 'static) -> String {
+    let socket = folder.join(format!("{name}.sock"));
+    let (listener, answer) = (UnixListener::bind(&socket).unwrap(), Arc::new(answer));
     thread::spawn(move || {
         for stream in listener.incoming() {
+            let answer = Arc::clone(&answer);
             // A client that hangs up first is not this thread's affair.
-            thread::spawn(move || answer(stream.unwrap(), fault).ok());
+            thread::spawn(move || answer(stream.unwrap()).ok());
         }
     });
     format!("unix://{}", socket.display())
 }
 
-fn answer(mut stream: UnixStream, fault: Fault) -> std::io::Result<()> {
+fn json(stream: &mut UnixStream, status: &str, body: &str) -> io::Result<()> {
+    let length = body.len();
+    write!(
+        stream,
+        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    )
+}
+
+/// Answers like an engine with this fault.
+fn answer(mut stream: UnixStream, fault: Fault) -> io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {
@@ -53,13 +63,6 @@ fn answer(mut stream: UnixStream, fault: Fault) -> std::io::Result<()> {
         }
     }
     let line = head.lines().next().unwrap_or_default().to_owned();
-    let json = |stream: &mut UnixStream, status: &str, body: &str| {
-        let length = body.len();
-        write!(
-            stream,
-            "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
-        )
-    };
     match fault {
         Fault::Garbage => return stream.write_all(b"SSH-2.0-OpenSSH_9.2\r\n"),
         Fault::Forbids => {
@@ -133,7 +136,7 @@ fn a_broken_engine_is_a_clear_error() {
         (Fault::Refuses, [load, build], vec!["help: "]),
     ];
     for (fault, calls, says) in cases {
-        let host = broken_engine(sockets.path(), fault);
+        let host = socket(sockets.path(), &format!("{fault:?}"), move |stream| answer(stream, fault));
         for call in calls {
             let start = Instant::now();
             let failed = xtask(&workspace, &host, call);
@@ -145,36 +148,21 @@ fn a_broken_engine_is_a_clear_error() {
     }
 }
 
-/// A socket in front of the engine that answers the first three lists of images with 404, as the engine does when an image
-/// is removed meanwhile, and counts the lists.
-fn forgetful(folder: &Path, lists: Arc<AtomicUsize>) -> String {
-    let socket = folder.join("forgetful.sock");
-    let listener = UnixListener::bind(&socket).unwrap();
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            let lists = Arc::clone(&lists);
-            thread::spawn(move || forget(stream.unwrap(), &lists).ok());
-        }
-    });
-    format!("unix://{}", socket.display())
-}
-
-/// One connection, which has one request.
-fn forget(mut client: UnixStream, lists: &AtomicUsize) -> std::io::Result<()> {
+/// Answers the first three lists of images with 404, as the engine does when an image is removed meanwhile, counts the
+/// lists, and leaves everything else to the engine. A connection has one request.
+fn forget(mut client: UnixStream, lists: &AtomicUsize) -> io::Result<()> {
     let mut head = vec![0; 4096];
     let count = client.read(&mut head)?;
     head.truncate(count);
     let is_list = head.starts_with(b"GET ") && String::from_utf8_lossy(&head).contains("/images/json");
     if is_list && lists.fetch_add(1, Ordering::Relaxed) < 3 {
-        let body = "{\"message\":\"content digest sha256:0: not found\"}";
-        let length = body.len();
-        return write!(client, "HTTP/1.1 404 Not Found\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}");
+        return json(&mut client, "404 Not Found", "{\"message\":\"content digest sha256:0: not found\"}");
     }
     let mut engine = UnixStream::connect(engine().trim_start_matches("unix://"))?;
     engine.write_all(&head)?;
     let (mut from, mut to) = (client.try_clone()?, engine.try_clone()?);
-    thread::spawn(move || std::io::copy(&mut from, &mut to));
-    std::io::copy(&mut engine, &mut client)?;
+    thread::spawn(move || io::copy(&mut from, &mut to));
+    io::copy(&mut engine, &mut client)?;
     client.shutdown(Shutdown::Both)
 }
 
@@ -183,7 +171,8 @@ fn a_list_that_fails_because_an_image_is_removed_is_asked_for_again() {
     let workspace = Workspace::committed();
     let sockets = tempfile::tempdir().unwrap();
     let lists = Arc::new(AtomicUsize::new(0));
-    let host = forgetful(sockets.path(), Arc::clone(&lists));
+    let counted = Arc::clone(&lists);
+    let host = socket(sockets.path(), "forgetful", move |stream| forget(stream, &counted));
     let tag = "model-lock-test/forgetful:a";
     let _cleanup = image_cleanup(&[&engine()], tag);
     xtask(&workspace, &host, &["image", "--embed", "--load", "--tag", tag]).expect(0);
